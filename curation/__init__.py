@@ -1,0 +1,1 @@
+"""From videos to three-scene manifests: sources, shots, clips, embeddings, windows, manifests."""

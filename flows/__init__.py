@@ -1,0 +1,1 @@
+"""Prefect flows, the triptych command line, and reports. The only package that imports prefect."""

@@ -1,0 +1,1 @@
+"""Multi-scene generation, scene extension, batches and evaluation."""

@@ -1,0 +1,37 @@
+"""Configuration: one frozen model per stage, whole-pipeline presets, and the commented YAML file."""
+
+from schemas.config.curation import (
+    ClipsConfig,
+    CurationConfig,
+    EmbeddingConfig,
+    ManifestsConfig,
+    ShotsConfig,
+    SourcesConfig,
+    WindowsConfig,
+)
+from schemas.config.files import dump_yaml, load_config
+from schemas.config.generation import EvaluationConfig, GenerationConfig
+from schemas.config.presets import PRESETS, preset
+from schemas.config.root import EngineConfig, TriptychConfig
+from schemas.config.training import ModelConfig, TrainingConfig, TrainStageConfig
+
+__all__ = [
+    "PRESETS",
+    "ClipsConfig",
+    "CurationConfig",
+    "EmbeddingConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "ManifestsConfig",
+    "ModelConfig",
+    "ShotsConfig",
+    "SourcesConfig",
+    "TrainStageConfig",
+    "TrainingConfig",
+    "TriptychConfig",
+    "WindowsConfig",
+    "dump_yaml",
+    "load_config",
+    "preset",
+]

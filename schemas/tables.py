@@ -1,0 +1,207 @@
+"""Parquet tables: schemas derived from the row dataclasses, atomic writes, versioned reads.
+
+Every file carries key-value metadata (``triptych.table``, ``triptych.schema_version`` and what the writer
+adds: config hash, code version, input snapshot), and stays readable by plain ``pandas.read_parquet``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import rows
+from schemas.errors import ManifestError
+from schemas.storage import atomic_path
+
+SCHEMA_VERSION = "1.0"
+"""Major.minor. Readers refuse another major version; a minor one only adds nullable columns."""
+
+R = TypeVar("R")
+
+_SCALARS: dict[object, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+}
+
+
+def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
+    """Arrow type and nullability of one dataclass annotation."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = [a for a in typing.get_args(annotation) if a is not type(None)]
+        return _arrow_type(inner)[0], True
+    if origin is list:
+        (item,) = typing.get_args(annotation)
+        return pa.list_(pa.field("item", _arrow_type(item)[0], nullable=False)), False
+    if dataclasses.is_dataclass(annotation):
+        return pa.struct(_fields(typing.cast("type[Any]", annotation))), False
+    return _SCALARS[annotation], False
+
+
+def _fields(row_type: type[Any]) -> list[pa.Field]:
+    hints = typing.get_type_hints(row_type)
+    result: list[pa.Field] = []
+    for f in dataclasses.fields(row_type):
+        arrow, nullable = _arrow_type(hints[f.name])
+        result.append(pa.field(f.name, arrow, nullable=nullable))
+    return result
+
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """A named table: its row type, the columns that identify a row, and the order rows are stored in."""
+
+    name: str
+    row: Callable[..., R]
+    key: tuple[str, ...]
+    sort: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema derived from the row dataclass."""
+        return pa.schema(_fields(typing.cast("type[Any]", self.row)))
+
+
+SOURCES = Table("sources", rows.Source, ("source_id",), ("source_id",))
+SHOTS = Table("shots", rows.Shot, ("shot_id",), ("source_id", "index"))
+CLIPS = Table("clips", rows.Clip, ("clip_id",), ("source_id", "index"))
+EMBEDDINGS = Table("embeddings", rows.Embedding, ("clip_id", "model_id"), ("clip_id", "model_id"))
+WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "sample_id"))
+SAMPLES = Table("samples", rows.Sample, ("sample_id",), ("sample_id",))
+PROMPTS = Table("prompts", rows.Prompt, ("prompt_id",), ("prompt_id",))
+REJECTS = Table(
+    "rejects",
+    rows.Reject,
+    ("record_id", "stage"),
+    ("stage", "reason", "record_id", "uri", "detail"),
+)
+GENERATIONS = Table(
+    "generations", rows.Generation, ("generation_id",), ("prompt_id", "generation_id")
+)
+SCORES = Table("scores", rows.Score, ("generation_id", "model_id"), ("prompt_id", "generation_id"))
+
+
+def to_arrow(table: Table[R], records: Iterable[R]) -> pa.Table:
+    """Rows as an Arrow table in the table's own order, whatever order they came in.
+
+    Embedding vectors become a fixed-size list of float16; their length is that of the first row.
+
+    Raises:
+        ManifestError: Two rows share a key.
+    """
+    dicts = [dataclasses.asdict(typing.cast("Any", r)) for r in records]
+    keys = [tuple(d[k] for k in table.key) for d in dicts]
+    if table is not REJECTS and len(set(keys)) != len(keys):
+        seen: set[tuple[Any, ...]] = set()
+        twice = next(k for k in keys if k in seen or seen.add(k))
+        raise ManifestError(
+            f"two rows of table {table.name!r} have the same key",
+            where=dict(zip(table.key, twice, strict=True)),
+            expected=f"{', '.join(table.key)} identifies a row",
+            do="remove the duplicate from the input",
+        )
+    dicts.sort(key=lambda d: tuple((d[c] is None, d[c]) for c in table.sort))
+    schema = table.schema
+    if table is EMBEDDINGS:
+        dim = len(dicts[0]["vector"]) if dicts else 0
+        fixed = pa.field("vector", pa.list_(pa.float16(), dim), nullable=False)
+        schema = schema.set(schema.get_field_index("vector"), fixed)
+        import numpy as np  # float16 conversion; numpy is always there with pyarrow's float16
+
+        for d in dicts:
+            d["vector"] = np.asarray(d["vector"], dtype=np.float16)
+    return pa.Table.from_pylist(dicts, schema=schema)
+
+
+def from_arrow(table: Table[R], data: pa.Table) -> list[R]:
+    """Arrow table back to rows."""
+    row_type = typing.cast("type[Any]", table.row)
+    return [typing.cast("R", _build(row_type, record)) for record in data.to_pylist()]
+
+
+def _build(row_type: type[Any], record: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(row_type)
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(row_type):
+        value = record[f.name]
+        args = typing.get_args(hints[f.name])
+        if args and dataclasses.is_dataclass(args[0]) and isinstance(value, list):
+            nested = typing.cast("type[Any]", args[0])
+            value = [_build(nested, v) for v in typing.cast("list[Mapping[str, Any]]", value)]
+        values[f.name] = value
+    return row_type(**values)
+
+
+def write_table(
+    path: Path, table: Table[R], records: Iterable[R], metadata: Mapping[str, str] | None = None
+) -> int:
+    """Write rows to ``path`` atomically, sorted, with metadata. Returns the number of rows.
+
+    Equal rows and metadata give byte-identical files.
+    """
+    data = to_arrow(table, records)
+    meta = {"triptych.table": table.name, "triptych.schema_version": SCHEMA_VERSION}
+    meta.update({f"triptych.{k}": v for k, v in (metadata or {}).items()})
+    data = data.replace_schema_metadata(meta)
+    with atomic_path(path) as tmp:
+        pq.write_table(data, tmp, compression="zstd")
+    return data.num_rows
+
+
+def read_table(path: Path, table: Table[R]) -> list[R]:
+    """Read rows written by :func:`write_table`.
+
+    Raises:
+        ManifestError: The file is missing, not Parquet, another table, or of another major version.
+    """
+    return from_arrow(table, read_arrow(path, table))
+
+
+def read_arrow(path: Path, table: Table[Any], columns: Sequence[str] | None = None) -> pa.Table:
+    """Like :func:`read_table`, as an Arrow table, optionally only some columns."""
+    if not path.is_file():
+        raise ManifestError(
+            f"table {table.name!r} is not there",
+            where=path,
+            do="run the stage that writes it, or give the right workspace",
+        )
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(
+            f"table {table.name!r} cannot be read as Parquet",
+            where=path,
+            found=error,
+            do="delete the file and run again; it is written anew",
+        ) from error
+    meta = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
+    name = meta.get("triptych.table", table.name)
+    version = meta.get("triptych.schema_version", SCHEMA_VERSION)
+    if name != table.name or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise ManifestError(
+            "this file is another table, or of a version this code does not read",
+            where=path,
+            found=f"table {name!r}, schema version {version}",
+            expected=f"table {table.name!r}, schema version {SCHEMA_VERSION.split('.')[0]}.x",
+            do="give the right file, or use the Triptych version that wrote it",
+        )
+    missing = [c for c in table.schema.names if c not in file.schema_arrow.names]
+    if missing:
+        raise ManifestError(
+            f"table {table.name!r} lacks columns",
+            where=path,
+            found=f"missing {missing}",
+            expected=f"columns {table.schema.names}",
+            do="write the file with Triptych, or add the columns",
+        )
+    return file.read(columns=list(columns) if columns else table.schema.names)
