@@ -1,4 +1,4 @@
-"""Counts that reconcile: every record a stage receives is kept, rejected with a reason, or failed."""
+"""Counts that reconcile: every record a stage receives is kept, rejected or failed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class StageCount:
         rejected: Records left out by a rule; ``reasons`` says which.
         failed: Records that met an unexpected error; ``reasons`` says which.
         reused: Of the records handled, those whose result an earlier run had already written.
-        produced: Records of the next kind this stage made (shots from sources, windows from clips), or
+        produced: Records of the next kind this stage made (shots from sources, windows from
+        clips), or
             None where kept records are the output.
         seconds: Wall-clock time of the stage.
         reasons: Count per reason over rejected and failed records.
@@ -43,13 +44,15 @@ class StageCount:
         """Return self if the counts reconcile.
 
         Raises:
-            ReconciliationError: ``input != kept + rejected + failed``, or the reasons do not add up.
+            ReconciliationError: ``input != kept + rejected + failed``, or the reasons do not add
+            up.
         """
         if self.input != self.kept + self.rejected + self.failed:
             raise ReconciliationError(
                 "counts do not reconcile: records were lost or counted twice",
                 where=f"stage {self.stage!r}, unit {self.unit!r}",
-                found=f"input {self.input}, kept {self.kept}, rejected {self.rejected}, failed {self.failed}",
+                found=f"input {self.input}, kept {self.kept}, rejected {self.rejected}, failed "
+                f"{self.failed}",
                 expected="input = kept + rejected + failed",
                 do="this is a bug in Triptych: please report it with the run directory",
             )
@@ -76,7 +79,8 @@ class StageCount:
                 where=f"stage {self.stage!r}",
                 found=top,
                 expected=f"a share of at most {max_error_ratio:g} (max_error_ratio)",
-                do="look at the rejects table, mend the cause and run again, or raise max_error_ratio",
+                do="look at the rejects table, mend the cause and run again, or raise "
+                "max_error_ratio",
             )
         return self
 

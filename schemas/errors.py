@@ -1,4 +1,4 @@
-"""The error tree. Every message says what failed, where, what was found, what was expected, and what to do."""
+"""The error tree: what failed, where, what was found, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class VideoDecodeError(InputError):
 
 
 class ManifestError(InputError):
-    """A manifest or stage table is missing, incomplete, of another major version, or inconsistent."""
+    """A manifest or table is missing, incomplete, inconsistent or of another major version."""
 
 
 class ReconciliationError(TriptychError):
@@ -97,4 +97,4 @@ class GenerationError(TriptychError):
 
 
 class ExternalToolError(TriptychError):
-    """A program or service we depend on (Ray, Prefect, DeepSpeed, a browser) did not do its part."""
+    """A program or service we depend on (Ray, Prefect, DeepSpeed) did not do its part."""

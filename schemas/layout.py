@@ -3,18 +3,20 @@
 ::
 
     <workspace>/
-      cache/<stage>/<key>.parquet          finished pieces of work, content-addressed; safe to delete
-      cache/latents/<key>.safetensors
-      models/<name>/                       base models made on the spot
-      datasets/<dataset>/LATEST            names the newest finished snapshot
-      datasets/<dataset>/<snapshot_id>/    sources, shots, clips, embeddings, windows, rejects (.parquet),
-                                           manifests/{pretrain,sft}.parquet, counts.json, config.yaml, _DONE.json
-      runs/<stage>-<run_id>/               config.yaml, versions.json, metrics.jsonl, log.txt, checkpoints/, model/,
-                                           _DONE.json; runs/LATEST names the newest finished one
-      generations/videos/<generation_id>.mp4, .json, .jpg
-      generations/<batch_id>/              generations, scores, rejects (.parquet), counts.json, _DONE.json;
-                                           generations/LATEST names the newest finished one
-      ablations/<ablation_id>/             results.parquet, report.html, _DONE.json
+      cache/<stage>/<key>.parquet        finished pieces of work, content-addressed; safe to delete
+      models/<name>/                     base models made on the spot
+      datasets/<dataset>/LATEST          names the newest finished snapshot
+      datasets/<dataset>/<snapshot_id>/  sources, shots, clips, embeddings, windows, rejects
+                                         (.parquet), manifests/{pretrain,sft}.parquet,
+                                         counts.json, config.yaml, _DONE.json
+      runs/<stage>-<run_id>/             config.yaml, versions.json, metrics.jsonl, log.txt,
+                                         checkpoints/, model/, _DONE.json
+      runs/LATEST                        names the newest finished run
+      generations/videos/                <generation_id>.mp4, .json, .jpg
+      generations/<batch_id>/            generations, scores, rejects (.parquet), counts.json,
+                                         _DONE.json
+      generations/LATEST                 names the newest finished batch
+      ablations/<ablation_id>/           results.parquet, _DONE.json
       reports/<name>.html
 """
 

@@ -1,8 +1,10 @@
-"""The rows of every table: one frozen dataclass each. Parquet schemas are derived from these in tables.py.
+"""The rows of every table, one frozen dataclass each; tables.py derives Parquet schemas.
 
-Words: *source* one video file; *shot* one take between two transitions; *clip* the usable span of a shot;
+Words: *source* one video file; *shot* one take between two transitions; *clip* the usable span of
+a shot;
 *scene* a clip with its caption inside a sample; *sample* an ordered row of N scenes.
-Spans are half-open ``[start, end)``. Time is kept exactly, as integer PTS ticks of a rational time base;
+Spans are half-open ``[start, end)``. Time is kept exactly, as integer PTS ticks of a rational time
+base;
 seconds are derived.
 """
 
@@ -69,8 +71,8 @@ class Shot:
 class Clip:
     """The usable span of a shot after trimming. Virtual: nothing is re-encoded.
 
-    ``clip_id`` = uuid5(shot_id, start_pts, end_pts). ``trainable_pretrain`` and ``trainable_sft`` hold the
-    trainers' own acceptance rules (see ``curation.clips``).
+    ``clip_id`` = uuid5(shot_id, start_pts, end_pts). ``trainable_pretrain`` and ``trainable_sft``
+    hold the trainers' own acceptance rules (see ``curation.clips``).
     """
 
     clip_id: str
@@ -97,7 +99,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Embedding:
-    """One clip's unit-norm descriptor under one model. ``vector`` is stored as a fixed-size float16 list."""
+    """One clip's unit-norm descriptor under one model; stored as a fixed-size float16 list."""
 
     clip_id: str
     model_id: str
@@ -146,9 +148,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Sample:
-    """An ordered row of N scenes: related consecutive clips (``kind="sft"``) or unrelated ones (``"pretrain"``).
+    """An ordered row of N scenes.
 
-    ``similarity`` is the statistic that decided (None for pretrain samples). ``trainable`` is the trainer's
+    ``kind`` is ``"sft"`` (related consecutive clips) or ``"pretrain"`` (unrelated ones).
+    ``similarity`` is the statistic that decided (None for pretrain samples). ``trainable`` is the
+    trainer's
     own acceptance rule applied to every scene.
     """
 
@@ -162,8 +166,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One story to generate. The first ``len(prompts)`` scenes are generated together; each entry of
-    ``extend_prompts`` then adds one scene auto-regressively."""
+    """One story to generate.
+
+    The ``prompts`` are generated together as scenes; each entry of ``extend_prompts`` then adds one
+    scene auto-regressively.
+    """
 
     prompt_id: str
     prompts: list[str]
@@ -174,7 +181,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that a stage did not pass on. ``reason`` is snake_case; ``failed`` marks unexpected errors."""
+    """A record that a stage did not pass on; ``failed`` marks unexpected errors."""
 
     record_id: str
     stage: str
@@ -189,7 +196,8 @@ class Reject:
 class Generation:
     """One generated video, or the error that prevented it.
 
-    ``generation_id`` is a content key over prompt, seed, settings and model hash, so nothing is made twice.
+    ``generation_id`` is a content key over prompt, seed, settings and model hash, so nothing is
+    made twice.
     """
 
     generation_id: str
@@ -214,8 +222,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """Consistency scores of one generated video. ``semantic`` and ``sequence`` are None where the scorer has
-    no text side for these prompts (say so, never guess)."""
+    """Consistency scores of one generated video.
+
+    ``semantic`` and ``sequence`` are None where the scorer has no text side for these prompts.
+    """
 
     generation_id: str
     prompt_id: str

@@ -1,7 +1,9 @@
 """Durable files: atomic writes, finished-dataset markers, the LATEST pointer, and fingerprints.
 
-A reader never sees half a file: data goes to a temporary name in the same folder, is flushed to disk, and
-is renamed. A dataset counts as finished only when its ``_DONE.json`` exists, and that is written last.
+A reader never sees half a file: data goes to a temporary name in the same folder, is flushed to
+disk, and
+is renamed. A dataset counts as finished only when its ``_DONE.json`` exists, and that is written
+last.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ LATEST = "LATEST"
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on success it is synced and renamed to ``path``, on error removed.
+def atomic_path(path: Path) -> Generator[Path]:
+    """Give a temporary path; on success it is synced and renamed to ``path``, on error removed.
 
-    The temporary name keeps the suffix (writers such as PyAV choose the format by it) and holds the process
+    The temporary name keeps the suffix (writers such as PyAV choose the format by it) and holds
+    the process
     id, so two processes writing the same content do not meet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,13 +84,13 @@ def fingerprint_file(path: Path) -> str:
 
 
 def fingerprint(*values: Any) -> str:
-    """Fingerprint of JSON-able values, first 16 hex digits: equal values give equal fingerprints."""
+    """Fingerprint of JSON-able values, first 16 hex digits."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint_folder(folder: Path, pattern: str = "**/*") -> str:
-    """Fingerprint of the names and bytes of a folder's files, first 32 hex digits (used for model folders)."""
+    """Fingerprint of the names and bytes of a folder's files, first 32 hex digits."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")

@@ -1,7 +1,9 @@
 """Parquet tables: schemas derived from the row dataclasses, atomic writes, versioned reads.
 
-Every file carries key-value metadata (``triptych.table``, ``triptych.schema_version`` and what the writer
-adds: config hash, code version, input snapshot), and stays readable by plain ``pandas.read_parquet``.
+Every file carries key-value metadata (``triptych.table``, ``triptych.schema_version`` and what the
+writer
+adds: config hash, code version, input snapshot), and stays readable by plain
+``pandas.read_parquet``.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def _fields(row_type: type[Any]) -> list[pa.Field]:
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """A named table: its row type, the columns that identify a row, and the order rows are stored in."""
+    """A named table: its row type, the columns that identify a row, and the stored order."""
 
     name: str
     row: Callable[..., R]

@@ -1,4 +1,4 @@
-"""Configuration: one frozen model per stage, whole-pipeline presets, and the commented YAML file."""
+"""Configuration: one frozen model per stage, whole-pipeline presets, commented YAML files."""
 
 from schemas.config.curation import (
     ClipsConfig,

@@ -8,7 +8,7 @@ from schemas.storage import fingerprint
 
 
 class StageConfig(BaseModel):
-    """A frozen config. Unknown keys are errors; every field has a description with unit and range."""
+    """A frozen config. Unknown keys are errors; fields are described with unit and range."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

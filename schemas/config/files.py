@@ -1,4 +1,4 @@
-"""Configs as files: commented YAML out; YAML plus ``--set`` overrides in, with one clear line per mistake."""
+"""Configs as files: commented YAML out; YAML plus ``--set`` in, one clear line per mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.errors import ConfigError
 
 
 def dump_yaml(config: BaseModel) -> str:
-    """The config as YAML with every field's description above it. :func:`load_config` reads it back."""
+    """The config as YAML, each field under its description; :func:`load_config` reads it back."""
     return "\n".join(_lines(config, 0)) + "\n"
 
 
@@ -54,7 +54,8 @@ def load_config(
         base: What unnamed keys keep; default: the ``tiny`` preset.
 
     Raises:
-        ConfigError: The file is missing or not YAML, a key is unknown (with the nearest valid one), or a value
+        ConfigError: The file is missing or not YAML, a key is unknown (with the nearest valid
+        one), or a value
             has the wrong type or is out of range. One line per mistake.
     """
     values: dict[str, Any] = (base or preset("tiny")).model_dump(mode="json")

@@ -13,27 +13,37 @@ class GenerationConfig(StageConfig):
     """Batch generation over a prompt manifest."""
 
     prompts: str = Field(
-        "assets/samples/prompts.parquet",
-        description="Prompt manifest (Parquet): prompt_id, prompts, negative_prompt, seed, extend_prompts.",
+        default="assets/samples/prompts.parquet",
+        description="Prompt manifest (Parquet): prompt_id, prompts, negative_prompt, seed, "
+        "extend_prompts.",
     )
     model: str | None = Field(
-        None, description="Model folder; empty = the result of the newest SFT run in the workspace."
+        default=None,
+        description="Model folder; empty = the result of the newest SFT run in the workspace.",
     )
     scheduler: Literal["ddim", "dpm"] = Field(
-        "ddim", description="CogVideoX DDIM or DPM++. Paper: ddim."
+        default="ddim", description="CogVideoX DDIM or DPM++. Paper: ddim."
     )
-    steps: int = Field(12, description="Denoising steps, 1 to 1000. Paper: 50.", ge=1, le=1000)
+    steps: int = Field(
+        default=12, description="Denoising steps, 1 to 1000. Paper: 50.", ge=1, le=1000
+    )
     guidance: float = Field(
-        6.0, description="Classifier-free guidance; 1 or less switches it off. Paper: 6.", ge=0
+        default=6.0,
+        description="Classifier-free guidance; 1 or less switches it off. Paper: 6.",
+        ge=0,
     )
     context_scenes: int = Field(
-        2,
-        description="Last scenes given as clean conditions when a story is extended, 1 to 15. Paper: 2.",
+        default=2,
+        description="Last scenes given as clean conditions when a story is extended, 1 to 15. "
+        "Paper: 2.",
         ge=1,
         le=15,
     )
     fps: int = Field(
-        8, description="Frames per second of the written mp4, 1 to 120. Paper: 8.", ge=1, le=120
+        default=8,
+        description="Frames per second of the written mp4, 1 to 120. Paper: 8.",
+        ge=1,
+        le=120,
     )
 
 
@@ -41,7 +51,9 @@ class EvaluationConfig(StageConfig):
     """Consistency scores of generated videos."""
 
     model: Literal["color-layout"] = Field(
-        "color-layout",
+        default="color-layout",
         description="Scorer; the same models as curation.embedding.model. Paper: ViCLIP.",
     )
-    frames_per_scene: int = Field(8, description="Frames scored per scene, 1 to 64.", ge=1, le=64)
+    frames_per_scene: int = Field(
+        default=8, description="Frames scored per scene, 1 to 64.", ge=1, le=64
+    )

@@ -1,4 +1,7 @@
-"""Presets: functions that return a whole config. The fields' own defaults are the embedded ``tiny`` preset."""
+"""Presets: functions that return a whole config.
+
+The fields' own defaults are the embedded ``tiny`` preset.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def paper_pretrain() -> TriptychConfig:
 
 
 def paper_sft() -> TriptychConfig:
-    """The paper's stage 2 alone: 10,000 steps with p = 0.5 from the model in ``training.model.base``."""
+    """The paper's stage 2 alone: 10,000 steps with p = 0.5 from ``training.model.base``."""
     config = cogvideox_5b()
     pretrain = config.training.pretrain.model_copy(update={"steps": 0})
     return config.model_copy(

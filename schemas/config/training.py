@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.config.base import StageConfig
 
@@ -13,105 +13,130 @@ class ModelConfig(StageConfig):
     """The base model and the shape of what it is trained on."""
 
     base: str = Field(
-        "tiny",
-        description="Folder in diffusers' CogVideoX layout (transformer, vae, text_encoder, tokenizer, scheduler), "
+        default="tiny",
+        description="Folder in diffusers' CogVideoX layout (transformer, vae, text_encoder, "
+        "tokenizer, scheduler), "
         "or 'tiny': a seeded random model of the same classes, made on the spot.",
     )
     mask: Literal["v1", "v2", "v3", "v4", "v5", "scene_causal"] = Field(
-        "v2",
-        description="Attention mask. Paper: v2 (text sees its own scene; video sees its own text and all video).",
+        default="v2",
+        description="Attention mask. Paper: v2 (text sees its own scene; video sees its own text "
+        "and all video).",
     )
-    scenes: int = Field(3, description="Scenes per sample, 1 to 16. Paper: 3.", ge=1, le=16)
+    scenes: int = Field(default=3, description="Scenes per sample, 1 to 16. Paper: 3.", ge=1, le=16)
     frames: int = Field(
-        9, description="Frames per scene; 1 + a multiple of 4 (VAE). Paper: 49.", ge=1, le=201
+        default=9,
+        description="Frames per scene; 1 + a multiple of 4 (VAE). Paper: 49.",
+        ge=1,
+        le=201,
     )
     height_px: int = Field(
-        64, description="Frame height; a multiple of 16. Paper: 480.", ge=16, multiple_of=16
+        default=64, description="Frame height; a multiple of 16. Paper: 480.", ge=16, multiple_of=16
     )
     width_px: int = Field(
-        96, description="Frame width; a multiple of 16. Paper: 720.", ge=16, multiple_of=16
+        default=96, description="Frame width; a multiple of 16. Paper: 720.", ge=16, multiple_of=16
     )
     max_stride: int = Field(
-        3,
+        default=3,
         description="Largest frame step when a scene is read, 1 to 30. Paper's code: 3.",
         ge=1,
         le=30,
     )
     text_tokens: int = Field(
-        96,
+        default=96,
         description="Text tokens per scene, always padded to this. CogVideoX: 226.",
         ge=8,
         le=1024,
     )
-    seed: int = Field(0, description="Seed of the 'tiny' weights, >= 0.", ge=0)
+    seed: int = Field(default=0, description="Seed of the 'tiny' weights, >= 0.", ge=0)
 
-    def model_post_init(self, context: object) -> None:
-        del context
+    @model_validator(mode="after")
+    def _frames(self) -> ModelConfig:
         if (self.frames - 1) % 4:
             raise ValueError(
-                f"frames must be 1 + a multiple of 4 (the VAE's time compression), found {self.frames}"
+                f"frames must be 1 + a multiple of 4 (the VAE's time compression), found "
+                f"{self.frames}"
             )
+        return self
 
 
 class TrainStageConfig(StageConfig):
     """One training stage (pretrain or sft)."""
 
     steps: int = Field(
-        40, description="Optimizer steps, >= 0; 0 leaves the stage out. Paper: 10,000.", ge=0
+        default=40,
+        description="Optimizer steps, >= 0; 0 leaves the stage out. Paper: 10,000.",
+        ge=0,
     )
     batch_size: int = Field(
-        2, description="Samples per optimizer step over all ranks, >= 1. Paper: 8.", ge=1
+        default=2, description="Samples per optimizer step over all ranks, >= 1. Paper: 8.", ge=1
     )
-    micro_batch_size: int = Field(2, description="Samples per rank and forward pass, >= 1.", ge=1)
+    micro_batch_size: int = Field(
+        default=2, description="Samples per rank and forward pass, >= 1.", ge=1
+    )
     lr: float = Field(
-        1e-3, description="Learning rate, > 0. Paper: 1e-5; tiny random models need more.", gt=0
+        default=1e-3,
+        description="Learning rate, > 0. Paper: 1e-5; tiny random models need more.",
+        gt=0,
     )
     warmup_steps: int = Field(
-        5, description="Steps of linear warm-up, then constant, >= 0. Paper: 100.", ge=0
+        default=5, description="Steps of linear warm-up, then constant, >= 0. Paper: 100.", ge=0
     )
-    weight_decay: float = Field(3e-2, description="AdamW weight decay, >= 0. Paper: 3e-2.", ge=0)
-    adam_beta1: float = Field(0.9, description="AdamW beta 1, 0 to 1. Paper: 0.9.", ge=0, lt=1)
-    adam_beta2: float = Field(0.999, description="AdamW beta 2, 0 to 1. Paper: 0.999.", ge=0, lt=1)
-    adam_eps: float = Field(1e-8, description="AdamW epsilon, > 0. Paper: 1e-10.", gt=0)
+    weight_decay: float = Field(
+        default=3e-2, description="AdamW weight decay, >= 0. Paper: 3e-2.", ge=0
+    )
+    adam_beta1: float = Field(
+        default=0.9, description="AdamW beta 1, 0 to 1. Paper: 0.9.", ge=0, lt=1
+    )
+    adam_beta2: float = Field(
+        default=0.999, description="AdamW beta 2, 0 to 1. Paper: 0.999.", ge=0, lt=1
+    )
+    adam_eps: float = Field(default=1e-8, description="AdamW epsilon, > 0. Paper: 1e-10.", gt=0)
     max_grad_norm: float = Field(
-        1.0,
-        description="Gradient clipping norm, > 0. Paper: 0.05 (never applied by the official launch).",
+        default=1.0,
+        description="Gradient clipping norm, > 0. Paper: 0.05 (never applied by the official "
+        "launch).",
         gt=0,
     )
     conditional_p: float = Field(
-        0.0,
-        description="Probability that a step trains the segment-level conditional mask: the last scene is "
+        default=0.0,
+        description="Probability that a step trains the segment-level conditional mask: the last "
+        "scene is "
         "generated from the clean earlier ones, 0 to 1. Paper: 0.5 in SFT.",
         ge=0,
         le=1,
     )
     text_dropout: float = Field(
-        0.1,
+        default=0.1,
         description="Probability that a sample's captions are emptied (for guidance), 0 to 1.",
         ge=0,
         le=1,
     )
-    checkpoint_every: int = Field(20, description="Steps between checkpoints, >= 1.", ge=1)
-    keep_checkpoints: int = Field(2, description="Newest checkpoints kept, >= 1.", ge=1)
-    seed: int = Field(0, description="Seed of sample order, noise and timesteps, >= 0.", ge=0)
+    checkpoint_every: int = Field(default=20, description="Steps between checkpoints, >= 1.", ge=1)
+    keep_checkpoints: int = Field(default=2, description="Newest checkpoints kept, >= 1.", ge=1)
+    seed: int = Field(
+        default=0, description="Seed of sample order, noise and timesteps, >= 0.", ge=0
+    )
 
 
 class TrainingConfig(StageConfig):
     """Pre-training on unrelated scenes, then SFT on related ones."""
 
-    model: ModelConfig = Field(ModelConfig(), description="Base model and shapes.")
+    model: ModelConfig = Field(default=ModelConfig(), description="Base model and shapes.")
     pretrain: TrainStageConfig = Field(
-        TrainStageConfig(), description="Stage 1: three unrelated scenes."
+        default=TrainStageConfig(), description="Stage 1: three unrelated scenes."
     )
     sft: TrainStageConfig = Field(
-        TrainStageConfig(conditional_p=0.5),
+        default=TrainStageConfig(conditional_p=0.5),
         description="Stage 2: three related scenes, started from stage 1.",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage. Paper: 2.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2, description="DeepSpeed ZeRO stage. Paper: 2."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
+        default="float32",
         description="Compute type. Paper: bfloat16; a CPU is faster and more exact in float32.",
     )
     num_processes: int = Field(
-        1, description="Ranks on this machine (GPUs, or CPU processes), >= 1.", ge=1
+        default=1, description="Ranks on this machine (GPUs, or CPU processes), >= 1.", ge=1
     )

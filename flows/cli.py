@@ -1,0 +1,272 @@
+"""The ``triptych`` command: one subcommand per flow, plus config, report, demo and doctor.
+
+Heavy imports (torch, Ray, Prefect) happen inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.console import err, out, show_counts, show_error, show_logs
+from schemas.config import PRESETS, TriptychConfig, dump_yaml, load_config, preset
+from schemas.errors import TriptychError
+from schemas.layout import Workspace
+
+if TYPE_CHECKING:
+    from schemas.counts import StageCount
+
+app = typer.Typer(
+    name="triptych",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Curate video into three-scene data, train the masked diffusion transformer on it, "
+    "and generate multi-scene videos.\n\n"
+    "Every command takes the same settings: a preset, a YAML file over it, and --set over "
+    "both. "
+    "Everything is kept in one workspace folder; running a command again does only what is missing.",
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file; it may hold only the keys you change."),
+]
+Preset = Annotated[
+    str, typer.Option("--preset", "-p", help=f"Where settings start: {', '.join(PRESETS)}.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override one key, e.g. -s curation.manifests.low=0.3"),
+]
+InWorkspace = Annotated[
+    str | None, typer.Option("--workspace", "-w", help="Workspace folder (key: workspace).")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show debug lines too.")]
+
+
+def _settings(
+    config: Path | None, start: str, overrides: list[str] | None, workspace: str | None
+) -> TriptychConfig:
+    changes = list(overrides or [])
+    if workspace is not None:
+        changes.append(f"workspace={workspace}")
+    return load_config(config, changes, base=preset(start))
+
+
+def _run(flow: Callable[[], Any], verbose: bool) -> Any:
+    """Run a flow with the stages' lines shown and Prefect's own lines kept quiet."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "DEBUG" if verbose else "ERROR")
+    show_logs(verbose)
+    if "PREFECT_API_URL" not in os.environ:
+        err.print(
+            "starting Prefect's temporary server (about 30 s; set PREFECT_API_URL to use your own)"
+        )
+    return flow()
+
+
+def _finish(counts: list[StageCount], title: str, **where: object) -> None:
+    show_counts(counts, title)
+    if counts and all(c.reused >= c.kept for c in counts):
+        out.print("Nothing was missing: every result is from an earlier run.")
+    for name, value in where.items():
+        out.print(f"{name.replace('_', ' ')}: {value}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def config(
+    name: Annotated[str, typer.Argument(metavar="PRESET", help=f"One of {', '.join(PRESETS)}.")],
+    set_: Set = None,
+) -> None:
+    """Print a preset as commented YAML: [bold]triptych config tiny > my.yaml[/bold]."""
+    sys.stdout.write(dump_yaml(load_config(None, set_ or [], base=preset(name))))
+
+
+@app.command()
+def refresh(
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+    verbose: Verbose = False,
+) -> None:
+    """Build a dataset snapshot: sources, shots, clips, similarities, pretrain and sft manifests."""
+    settings = _settings(config, preset, set_, workspace)
+
+    def run() -> None:
+        from flows.refresh import refresh_dataset
+
+        result = refresh_dataset(settings)
+        _finish(result.counts, "refresh-dataset", snapshot=result.snapshot)
+
+    _run(run, verbose)
+
+
+@app.command()
+def ablate(
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show what each similarity threshold would keep, from one scoring pass (curation.ablation)."""
+    settings = _settings(config, preset, set_, workspace)
+
+    def run() -> None:
+        from flows.ablate import ablate_thresholds, show_cells
+
+        result = ablate_thresholds(settings)
+        show_cells(result.cells)
+        out.print(f"results: {result.folder}", soft_wrap=True, highlight=False)
+
+    _run(run, verbose)
+
+
+@app.command()
+def train(
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+    verbose: Verbose = False,
+) -> None:
+    """Pre-train, then fine-tune (SFT), on the newest snapshot; resumes where it stopped.
+
+    Leave a stage out with -s training.pretrain.steps=0 or -s training.sft.steps=0.
+    """
+    settings = _settings(config, preset, set_, workspace)
+
+    def run() -> None:
+        from flows.train import train as flow
+
+        result = flow(settings)
+        _finish(result.counts, "train", model=result.model)
+
+    _run(run, verbose)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        Path | None, typer.Argument(help="Prompt manifest (Parquet); default: generation.prompts.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model folder; default: the newest SFT run's.")
+    ] = None,
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+    verbose: Verbose = False,
+) -> None:
+    """Generate a multi-scene video for every row of a prompt manifest; nothing is made twice."""
+    changes = list(set_ or [])
+    if prompts is not None:
+        changes.append(f"generation.prompts={prompts}")
+    if model is not None:
+        changes.append(f"generation.model={model}")
+    settings = _settings(config, preset, changes, workspace)
+
+    def run() -> None:
+        from flows.generate import generate_batch
+
+        result = generate_batch(settings)
+        _finish(result.counts, "generate-batch", batch=result.batch, videos=result.videos)
+
+    _run(run, verbose)
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+    verbose: Verbose = False,
+) -> None:
+    """Score the newest batch: visual, semantic and sequence consistency."""
+    settings = _settings(config, preset, set_, workspace)
+
+    def run() -> None:
+        from flows.evaluate import evaluate_batch, show_scores
+
+        result = evaluate_batch(settings)
+        show_scores(result.summary)
+        _finish(result.counts, "evaluate", batch=result.batch)
+
+    _run(run, verbose)
+
+
+@app.command()
+def report(
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+) -> None:
+    """Write one self-contained HTML page about everything in the workspace."""
+    from flows.report import build_report
+
+    settings = _settings(config, preset, set_, workspace)
+    path = build_report(settings, Workspace(Path(settings.workspace)))
+    out.print(f"report: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def demo(
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the whole pipeline on the embedded samples: curate, train, generate, evaluate, report.
+
+    The model is tiny and trained for seconds: it makes texture, not film. What the demo shows is
+    that every part works here.
+    """
+    settings = _settings(config, preset, set_, workspace)
+
+    def run() -> None:
+        from flows.end_to_end import end_to_end
+
+        result = end_to_end(settings)
+        _finish(result.counts, "end-to-end", videos=result.videos, report=result.report)
+        if settings.training.model.base == "tiny":
+            out.print(
+                "This model is tiny and was trained for seconds: it makes texture, not film. "
+                "`triptych config cogvideox_5b` shows the settings of the real one."
+            )
+
+    _run(run, verbose)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine: decoders, Ray, Prefect, DeepSpeed, GPU, disk, memory."""
+    from flows.doctor import examine, show
+
+    findings = examine()
+    show(findings)
+    raise typer.Exit(0 if all(f.ok is not False for f in findings) else 1)
+
+
+def main() -> None:
+    """Entry point: our own errors end as one clear message, not as a traceback."""
+    try:
+        app()
+    except TriptychError as error:
+        sys.exit(show_error(error))
+    except KeyboardInterrupt:
+        err.print("interrupted; finished work is kept: run the same command again to go on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
