@@ -1,8 +1,9 @@
 """Captions given per time span, in the CSV form of Panda-70M.
 
-One row describes one source video. ``timestamp``, ``caption`` and ``matching_score`` are Python lists written as
-text, one entry per clip; they are read as literals only, never evaluated. ``desirable_filtering`` and
-``shot_boundary_detection`` may be absent; where present their lengths are checked.
+One row describes one source video. ``timestamp``, ``caption`` and ``matching_score`` are Python
+lists written as text, one entry per clip; they are read as literals only, never evaluated.
+``desirable_filtering`` and ``shot_boundary_detection`` may be absent; where present their lengths
+are checked.
 Source: Panda-70M dataset files (github.com/snap-research/Panda-70M).
 """
 
@@ -24,7 +25,7 @@ CSV_SOURCE = "panda70m_csv"
 _REQUIRED = ("videoID", "url", "timestamp", "caption", "matching_score")
 _OPTIONAL = ("desirable_filtering", "shot_boundary_detection")
 _MIN_OVERLAP = 0.5
-"""Share of a clip that a span must cover to speak for it: less, and it describes mostly something else."""
+"""Share of a clip that a span must cover: with less it mostly describes something else."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class CaptionSpan:
 def read_captions(csv_path: Path) -> dict[str, list[CaptionSpan]]:
     """Read captions, by absolute path of the video.
 
-    ``url`` is a path relative to the CSV's folder, or absolute. Several rows of one video are joined.
+    ``url`` is a path relative to the CSV's folder, or absolute. Several rows of one video are
+    joined.
 
     Raises:
-        InputError: The file is missing, lacks a column, or a row is malformed; the row's line is named.
+        InputError: The file is missing, lacks a column, or a row is malformed; the row's line is
+            named.
     """
     if not csv_path.is_file():
         raise InputError(
@@ -51,7 +54,8 @@ def read_captions(csv_path: Path) -> dict[str, list[CaptionSpan]]:
             where=csv_path,
             do="give the right path in curation.sources.captions_csv, or leave it empty",
         )
-    # One row holds every clip of a video; the longest of Panda-70M pass the default of 131,072 characters.
+    # One row holds every clip of a video; the longest of Panda-70M pass the default of 131,072
+    # characters.
     csv.field_size_limit(2**31 - 1)
     spans: dict[str, list[CaptionSpan]] = {}
     with csv_path.open(newline="", encoding="utf-8") as file:
@@ -157,10 +161,8 @@ def _seconds(text: str, where: str) -> float:
 
 
 def caption_for(spans: Sequence[CaptionSpan], start_s: float, end_s: float) -> CaptionSpan | None:
-    """The span that overlaps ``[start_s, end_s)`` most (the earlier on a tie), if it covers at least half of it."""
-    best = max(
-        spans, key=lambda s: min(s.end_s, end_s) - max(s.start_s, start_s), default=None
-    )
+    """The span that overlaps ``[start_s, end_s)`` most, if it covers at least half of it."""
+    best = max(spans, key=lambda s: min(s.end_s, end_s) - max(s.start_s, start_s), default=None)
     if best is None:
         return None
     overlap_s = min(best.end_s, end_s) - max(best.start_s, start_s)

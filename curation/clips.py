@@ -1,4 +1,4 @@
-"""From shots to clips: trimmed, captioned, and checked against the trainers' own rules. Nothing is re-encoded."""
+"""From shots to clips: trimmed, captioned, checked against the trainers' rules; no re-encoding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ STAGE = "clips"
 def pretrain_trainable(num_frames: int, frames: int, max_stride: int) -> bool:
     """Whether the pre-training loader accepts a clip of ``num_frames``.
 
-    It reads ``frames`` frames at step ``max_stride`` from the middle 90 % of the clip; with the paper's 49 frames
-    and step 3 a clip needs 164.
+    It reads ``frames`` frames at step ``max_stride`` from the middle 90 % of the clip; with the
+    paper's 49 frames and step 3 a clip needs 164.
     Source: Mask2DiT training code, ``num_frame * 0.9 // 3 >= 49``; here in exact integers.
     """
     return num_frames * 9 // (10 * max_stride) >= frames
@@ -41,10 +41,11 @@ def make_clips(
 ) -> tuple[list[Clip], list[Reject]]:
     """Turn a source's shots into clips.
 
-    ``cfg.trim_frames`` are dropped where a shot borders another one, not at the ends of the file, where no other
-    picture can leak in. What is then shorter than ``cfg.min_frames`` is rejected as ``too_short``. The caption is
-    that of the given span that covers most of the clip and at least half; without one it stays empty.
-    ``width_px`` and ``height_px`` are those of the upright picture.
+    ``cfg.trim_frames`` are dropped where a shot borders another one, not at the ends of the file,
+    where no other picture can leak in. What is then shorter than ``cfg.min_frames`` is rejected as
+    ``too_short``. The caption is that of the given span that covers most of the clip and at least
+    half; without one it stays empty. ``width_px`` and ``height_px`` are those of the upright
+    picture.
 
     Args:
         source: With ``avg_fps`` as measured by the shot detection.

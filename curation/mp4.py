@@ -22,8 +22,8 @@ def write_mp4(
 ) -> None:
     """Write frames as H.264 (yuv420p, constant frame rate, index in front), atomically.
 
-    The same frames, rate and metadata give the same bytes on every machine with the same libraries: one encoder
-    thread, no time stamps and no encoder name in the file.
+    The same frames, rate and metadata give the same bytes on every machine with the same libraries:
+    one encoder thread, no time stamps and no encoder name in the file.
 
     Args:
         path: Target, ending in ``.mp4``.
@@ -62,7 +62,8 @@ def write_mp4(
         context = stream.codec_context
         context.thread_count = 1
         context.options = {"preset": "medium", "crf": "18", "flags": "+bitexact"}
-        # RGB is turned into BT.601 (the converter's default); say so, or players guess by picture size.
+        # RGB is turned into BT.601 (the converter's default); say so, or players guess by picture
+        # size.
         context.colorspace = Colorspace.ITU601.value
         for i, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")

@@ -1,13 +1,15 @@
 """Finding shots: one decode pass gives exact frame times, cuts and mechanical measurements.
 
-PySceneDetect's detectors are fed frame by frame with the true timestamps, and a cut is looked up by its PTS in our
-own list of frames. PySceneDetect's own frame numbers are estimates on files with a variable frame rate.
+PySceneDetect's detectors are fed frame by frame with the true timestamps, and a cut is looked up by
+its PTS in our own list of frames. PySceneDetect's own frame numbers are estimates on files with a
+variable frame rate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -55,9 +57,10 @@ class ShotDetection:
 def detect_shots(path: Path, source: Source, cfg: ShotsConfig) -> ShotDetection:
     """Decode a source once and cut it into shots.
 
-    ``start_s`` and ``end_s`` count from the first frame, as players and captions do; PTS are the file's own.
-    ``luminance`` is the mean luma (0 to 1), ``motion`` the mean absolute luma change between frames of the shot
-    (0 to 1), ``sharpness`` the mean variance of the Laplacian of 8-bit luma at ``detect_height_px``.
+    ``start_s`` and ``end_s`` count from the first frame, as players and captions do; PTS are the
+    file's own. ``luminance`` is the mean luma (0 to 1), ``motion`` the mean absolute luma change
+    between frames of the shot (0 to 1), ``sharpness`` the mean variance of the Laplacian of 8-bit
+    luma at ``detect_height_px``.
 
     Raises:
         VideoDecodeError: as :func:`curation.video.decode`, and ``no_frames``.
@@ -140,10 +143,10 @@ class _Measurements:
         self.luminance.append(float(luma.mean()) / 255)
         self.change.append(float(cv2.absdiff(luma, previous).mean()) / 255)
         self.sharpness.append(float(cv2.Laplacian(luma, cv2.CV_32F).var()))
-        self._previous = luma  # pyright: ignore[reportAttributeAccessIssue]  # OpenCV's stubs give a wider type
+        self._previous = luma  # pyright: ignore[reportAttributeAccessIssue]
 
     def of(self, start: int, end: int) -> tuple[float, float, float]:
-        """Luminance, motion and sharpness of a span; the change at its first frame belongs to the cut before."""
+        """Luminance, motion, sharpness of a span; the change at its first frame is the cut's."""
         changes = self.change[start + 1 : end]
         motion = float(np.mean(changes)) if changes else 0.0
         luminance = float(np.mean(self.luminance[start:end]))
@@ -160,7 +163,7 @@ def _shots(
 ) -> list[Shot]:
     shots: list[Shot] = []
     last = len(bounds) - 2
-    for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for index, (start, end) in enumerate(pairwise(bounds)):
         start_pts, end_pts = frame_pts[start], frame_pts[end]
         luminance, motion, sharpness = measured.of(start, end)
         shots.append(
@@ -189,11 +192,11 @@ def _shots(
 def _is_vfr(pts: list[int]) -> bool:
     """Whether frames lie off an even grid by more than two ticks and a twentieth of a frame.
 
-    A coarse time base (Matroska's milliseconds) rounds every PTS by up to a tick, and the grid's ends likewise.
+    A coarse time base (Matroska's milliseconds) rounds every PTS by up to a tick, and the grid's
+    ends likewise.
     """
     if len(pts) < 3:
         return False
     grid = np.linspace(pts[0], pts[-1], len(pts))
     step = (pts[-1] - pts[0]) / (len(pts) - 1)
     return bool(np.abs(pts - grid).max() > max(2, 0.05 * step))
-

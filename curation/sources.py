@@ -17,8 +17,9 @@ STAGE = "sources"
 def list_videos(cfg: SourcesConfig) -> list[Path]:
     """Every configured video once, as absolute paths in sorted order.
 
-    An input is a file (taken whatever its suffix), a folder (searched recursively for ``cfg.suffixes``) or a glob
-    pattern (``**`` crosses folders; folders it matches are searched). Hidden files are left out of folders.
+    An input is a file (taken whatever its suffix), a folder (searched recursively for
+    ``cfg.suffixes``) or a glob pattern (``**`` crosses folders; folders it matches are searched).
+    Hidden files are left out of folders.
 
     Raises:
         InputError: An input matches nothing.
@@ -27,8 +28,9 @@ def list_videos(cfg: SourcesConfig) -> list[Path]:
     found: set[Path] = set()
     for text in cfg.inputs:
         # A name may hold brackets or stars: what exists under that very name is no pattern.
-        matches = [Path(text)] if Path(text).exists() else map(Path, glob.glob(text, recursive=True))
-        videos = [video for match in matches for video in _videos_in(match, suffixes)]
+        # glob.glob, for Path.glob takes no absolute patterns.
+        names = [text] if Path(text).exists() else glob.glob(text, recursive=True)  # noqa: PTH207
+        videos = [video for name in names for video in _videos_in(Path(name), suffixes)]
         if not videos:
             raise InputError(
                 "an input of curation.sources.inputs matches no video",
@@ -67,7 +69,7 @@ def defect(error: VideoDecodeError, record_id: str, stage: str, uri: str) -> Rej
 
 
 def reject_duplicates(sources: Iterable[Source]) -> tuple[list[Source], list[Reject]]:
-    """Keep, of files with the same bytes, the one whose path sorts first, whatever order they come in."""
+    """Keep, of files with the same bytes, the one whose path sorts first."""
     kept: dict[str, Source] = {}
     rejects: list[Reject] = []
     for source in sorted(sources, key=lambda s: s.uri):

@@ -1,13 +1,13 @@
 """Opening, probing and reading video files.
 
-Frames are addressed by number: 0-based, in presentation order, as decoded without skipping. PyAV decodes
-everything; decord gives random access where it was seen to return the very same frames.
+Frames are addressed by number: 0-based, in presentation order, as decoded without skipping. PyAV
+decodes everything; decord gives random access where it was seen to return the very same frames.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -33,19 +34,22 @@ Frames = npt.NDArray[np.uint8]
 ResizeMode = Literal["stretch", "cover"]
 Backend = Literal["auto", "pyav", "decord"]
 
-# decord 0.6 on 53 real files: exact on these; wrong frames after seeks in HEVC and in MPEG-PS/TS, other colours
-# for 10-bit and for odd sizes, no AV1 at all.
+# decord 0.6 on 53 real files: exact on these; wrong frames after seeks in HEVC and in MPEG-PS/TS,
+# other colours for 10-bit and for odd sizes, no AV1 at all.
 _DECORD_CODECS = {"h264", "vp8", "vp9"}
 _DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 _DECORD_CONTAINERS = {"mov", "mp4", "matroska", "webm", "flv"}
 
+_SEEKABLE_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+"""Containers that store every frame's time; elsewhere frames after a seek carry guessed PTS."""
+
 _SEEK_BACK_S = 5.0
-"""Second try when a seek lands behind the wanted frame: long enough for a usual group of pictures."""
+"""How far before the wanted frame a second seek goes, should the first land behind it."""
 
 
 @dataclass(frozen=True)
 class SmallFrame:
-    """One decoded frame scaled for analysis: ``bgr`` is (H, W, 3) uint8; times in ticks of the time base."""
+    """One decoded frame scaled for analysis: (H, W, 3) uint8 BGR; times in ticks."""
 
     pts: int
     duration: int
@@ -53,19 +57,22 @@ class SmallFrame:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream]]:
     """Open a file and give its container and best video stream (attached pictures do not count).
 
     Raises:
-        VideoDecodeError: reason ``not_found``, ``empty_file``, ``cannot_open`` or ``no_video_stream``.
+        VideoDecodeError: reason ``not_found``, ``empty_file``, ``cannot_open`` or
+            ``no_video_stream``.
     """
     if not path.is_file():
         raise VideoDecodeError("video file not found", reason="not_found", where=path)
     if path.stat().st_size == 0:
-        raise VideoDecodeError("the file is empty", reason="empty_file", where=path, found="0 bytes")
+        raise VideoDecodeError(
+            "the file is empty", reason="empty_file", where=path, found="0 bytes"
+        )
     try:
         container = av.open(str(path), mode="r")
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise VideoDecodeError(
             "the file cannot be opened as video",
             reason="cannot_open",
@@ -83,17 +90,19 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
                 found=f"streams: {', '.join(s.type for s in container.streams) or 'none'}",
             )
         assert isinstance(stream, VideoStream)
-        # One thread: workers run side by side, one per CPU, and a decoder's own threads only compete with them.
+        # One thread: workers run side by side, one per CPU, and a decoder's own threads only
+        # compete with them.
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def decode(path: Path, start_pts: int | None = None) -> Iterator[av.VideoFrame]:
-    """Decode in presentation order, from the start or from the key frame at or before ``start_pts``.
+    """Decode in presentation order, from the start or the key frame at or before ``start_pts``.
 
     Raises:
-        VideoDecodeError: as :func:`open_video`; ``decode_error`` for a broken packet; ``bad_timestamps`` where
-            frames carry no PTS or go back in time, so that no span of the file could be named.
+        VideoDecodeError: as :func:`open_video`; ``decode_error`` for a broken packet;
+            ``bad_timestamps`` where frames carry no PTS or go back in time, so that no span of the
+            file could be named.
     """
     with open_video(path) as (container, stream):
         previous: int | None = None
@@ -112,7 +121,7 @@ def decode(path: Path, start_pts: int | None = None) -> Iterator[av.VideoFrame]:
                     )
                 previous = frame.pts
                 yield frame
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise VideoDecodeError(
                 "the video is damaged",
                 reason="decode_error",
@@ -125,11 +134,13 @@ def decode(path: Path, start_pts: int | None = None) -> Iterator[av.VideoFrame]:
 def probe(path: Path) -> Source:
     """Fingerprint a file, read its header and decode its first frame.
 
-    ``width_px`` and ``height_px`` are the coded size, before rotation. ``is_vfr``, ``duration_s`` and
-    ``num_frames`` stay None: headers lie, so they are known only after a full decode (``shots.py``).
+    ``width_px`` and ``height_px`` are the coded size, before rotation. ``is_vfr``, ``duration_s``
+    and ``num_frames`` stay None: headers lie, so they are known only after a full decode
+    (``shots.py``).
 
     Raises:
-        VideoDecodeError: as :func:`decode`, and ``no_frames`` for a file that opens but holds no picture.
+        VideoDecodeError: as :func:`decode`, and ``no_frames`` for a file that opens but holds no
+            picture.
     """
     with open_video(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
@@ -179,7 +190,7 @@ def iter_frames(path: Path, height_px: int) -> Iterator[SmallFrame]:
             width=width_px, height=height_px, format="bgr24", interpolation="AREA"
         )
         assert frame.pts is not None
-        yield SmallFrame(frame.pts, frame.duration or 0, small.to_ndarray())
+        yield SmallFrame(frame.pts, frame.duration or 0, _pixels(small, "bgr24"))
 
 
 def read_frames(
@@ -201,14 +212,15 @@ def read_frames(
         width_px: Width of the result.
         mode: ``stretch`` ignores the aspect ratio; ``cover`` fills the size and crops the middle.
         backend: ``auto`` takes decord where it is known to be exact, PyAV everywhere else.
-        start: ``(frame number, PTS)`` of a frame at or before all wanted ones, such as a clip's start; with it
-            PyAV seeks instead of decoding from the beginning of the file.
+        start: ``(frame number, PTS)`` of a frame at or before all wanted ones, such as a clip's
+            start; with it PyAV seeks instead of decoding from the beginning of the file.
 
     Returns:
         (T, H, W, 3) uint8 RGB, in the order of ``frame_numbers``.
 
     Raises:
-        VideoDecodeError: as :func:`decode`, and ``missing_frames`` where the file ends before a wanted frame.
+        VideoDecodeError: as :func:`decode`, and ``missing_frames`` where the file ends before a
+            wanted frame.
     """
     wanted = sorted(set(frame_numbers))
     if not wanted or wanted[0] < (start[0] if start else 0):
@@ -239,7 +251,7 @@ def _read_pyav(
     found: dict[int, Frames] = {}
     for number, frame in _numbered(path, start):
         if number in missing:
-            upright = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame))
+            upright = np.rot90(_pixels(frame, "rgb24"), _quarter_turns(frame))
             found[number] = fit(upright, height_px, width_px, mode)
             missing.discard(number)
             if not missing:
@@ -257,25 +269,24 @@ def _read_pyav(
 def _numbered(path: Path, start: tuple[int, int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decoded frames with their numbers, beginning at ``start`` or at 0.
 
-    A seek may land behind the wanted PTS (key frames are indexed by decoding time); then an earlier seek is
-    tried, then the whole file, where numbers are certain.
+    A seek may land behind the wanted PTS (key frames are indexed by decoding time); then an earlier
+    seek is tried, then the whole file, where numbers are certain.
     """
-    if start is None:
-        yield from enumerate(decode(path))
-        return
-    first, pts = start
-    with open_video(path) as (_, stream):
+    with open_video(path) as (container, stream):
         back = int(_SEEK_BACK_S / stream.time_base) if stream.time_base else 0
-    for seek_pts in (pts, pts - back):
-        frames = decode(path, seek_pts)
-        for frame in frames:
-            assert frame.pts is not None
-            if frame.pts > pts:
-                break
-            if frame.pts == pts:
-                yield first, frame
-                yield from enumerate(frames, first + 1)
-                return
+        exact = bool(_SEEKABLE_CONTAINERS & set(container.format.name.split(",")))
+    if start is not None and exact:
+        first, pts = start
+        for seek_pts in (pts, pts - back):
+            frames = decode(path, seek_pts)
+            for frame in frames:
+                assert frame.pts is not None
+                if frame.pts == pts:
+                    yield first, frame
+                    yield from enumerate(frames, first + 1)
+                    return
+                if frame.pts > pts:
+                    break
     yield from enumerate(decode(path))
 
 
@@ -301,14 +312,15 @@ def _read_decord(
     mode: ResizeMode,
     must: bool,
 ) -> dict[int, Frames] | None:
-    """Frames by decord, or None (only if not ``must``) where it fails or numbers frames differently."""
+    """Frames by decord; None (unless ``must``) where it fails or numbers frames differently."""
     import decord  # here: loading it costs time and reads its environment variables
 
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         if start is not None and not _same_numbering(path, reader, start):
             raise decord.DECORDError(f"frame {start[0]} is not at PTS {start[1]}")
-        # One by one: get_batch would hold every full-size frame at once. decord turns frames upright itself.
+        # One by one: get_batch would hold every full-size frame at once. decord turns frames
+        # upright itself.
         found = {i: fit(reader[i].asnumpy(), height_px, width_px, mode) for i in wanted}
         del reader  # decord keeps decoding ahead as long as the reader lives
         return found
@@ -322,7 +334,7 @@ def _read_decord(
 
 
 def _same_numbering(path: Path, reader: object, start: tuple[int, int]) -> bool:
-    """Whether decord's frame ``start[0]`` lies at ``start[1]`` (edit lists can shift its numbers)."""
+    """Whether decord's frame ``start[0]`` has PTS ``start[1]`` (edit lists can shift numbers)."""
     with open_video(path) as (_, stream):
         assert stream.time_base is not None
         expected_s = float(start[1] * stream.time_base)
@@ -330,13 +342,17 @@ def _same_numbering(path: Path, reader: object, start: tuple[int, int]) -> bool:
     return abs(begin_s - expected_s) < 0.004  # a quarter of a frame at 60 fps
 
 
+def _pixels(frame: av.VideoFrame, pixel_format: str) -> Frames:
+    return np.asarray(frame.to_ndarray(format=pixel_format), np.uint8)
+
+
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise quarter turns (0-3) that make the frame upright; 0 for an unusable display matrix."""
+    """Counter-clockwise quarter turns (0-3) that make the frame upright; 0 for a bad matrix."""
     return frame.rotation // 90 % 4 if frame.rotation % 90 == 0 else 0
 
 
 def fit(frame: Frames, height_px: int, width_px: int, mode: ResizeMode) -> Frames:
-    """Scale one frame (H, W, 3) to the size; ``cover`` scales until both sides fit and crops the middle."""
+    """Scale one frame (H, W, 3); ``cover`` scales until both sides fit and crops the middle."""
     height, width = frame.shape[:2]
     new_height, new_width = height_px, width_px
     if mode == "cover":

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ _WIDTH, _HEIGHT = 5.4, 2.9
 # A run of 10,000 steps would otherwise be a megabyte of dots; every n-th step is drawn.
 _MAX_DOTS = 500
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "triptych",
     "font.size": 11,
@@ -72,8 +72,11 @@ def similarity_histogram(
     with mpl.rc_context(_STYLE):
         figure, axes = _new(_HEIGHT)
         left, right = min(*values, low, 0.0), max(*values, 1.0)
+        # Bins begin at the threshold, so that no bar holds windows of both sides.
+        width = (right - left) / 30
+        edges = low + width * np.arange(-np.ceil((low - left) / width), (right - low) / width + 1)
         axes.axvspan(low, high, color=BAND, linewidth=0)
-        axes.hist(values, bins=np.linspace(left, right, 31).tolist(), color=ACCENT, rwidth=0.88)
+        axes.hist(values, bins=edges.tolist(), color=ACCENT, rwidth=0.88)
         for edge in (low, high):
             axes.axvline(edge, color=WARM, linewidth=1.4, linestyle=(0, (4, 3)))
         axes.set_xlabel(f"{statistic.replace('_', ' ')} similarity")
@@ -126,7 +129,9 @@ def loss_chart(
         )
 
 
-def training_panels(stage: str, steps: Sequence[int], series: dict[str, Sequence[float]]) -> Markup:
+def training_panels(
+    stage: str, steps: Sequence[int], series: Mapping[str, Sequence[float]]
+) -> Markup:
     """Small charts below each other, one per series (learning rate, gradient norm, speed).
 
     Args:
@@ -142,12 +147,10 @@ def training_panels(stage: str, steps: Sequence[int], series: dict[str, Sequence
             x, y = [steps[i] for i in drawn], [values[i] for i in drawn]
             axes.plot(x, y, color=ACCENT, linewidth=1.4)
             axes.set_title(label, loc="left", fontsize=10, pad=3)
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
-            # 0.0010 in full rather than "1e-3" above the axis, where the title is.
-            formatter = ScalarFormatter(useOffset=False)
-            formatter.set_scientific(False)
-            axes.yaxis.set_major_formatter(formatter)
+            # Two ticks are enough for a small panel: nothing, and the most there was.
+            top = max(values) or 1.0
+            axes.set_ylim(0, top * 1.08)
+            axes.set_yticks([0, top], labels=["0", f"{top:.3g}"])
         panels[-1].set_xlabel("optimizer step")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         ends = "; ".join(f"{label} ends at {values[-1]:.3g}" for label, values in series.items())

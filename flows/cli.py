@@ -29,8 +29,8 @@ app = typer.Typer(
     help="Curate video into three-scene data, train the masked diffusion transformer on it, "
     "and generate multi-scene videos.\n\n"
     "Every command takes the same settings: a preset, a YAML file over it, and --set over "
-    "both. "
-    "Everything is kept in one workspace folder; running a command again does only what is missing.",
+    "both. Everything is kept in one workspace folder; running a command again does only what "
+    "is missing.",
 )
 
 ConfigFile = Annotated[

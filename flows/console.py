@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -30,20 +31,22 @@ def show_logs(verbose: bool) -> None:
 
 
 def show_counts(counts: Sequence[StageCount], title: str) -> None:
-    """Print one row per stage: what came in, what went on, what did not and why, and the time."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("stage")
-    table.add_column("records of")
-    for name in ("input", "kept", "rejected", "failed", "produced", "reused", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("reasons", overflow="fold")
+    """Print one row per stage (it fits 80 columns), then the reasons of what was left out."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    for name in ("input", "kept", "rejected", "failed", "made", "reused", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for c in counts:
         failed = f"[red]{c.failed}[/red]" if c.failed else "0"
-        produced = "" if c.produced is None else str(c.produced)
-        reasons = ", ".join(f"{n} {r}" for r, n in c.reasons.items())
-        numbers = (str(c.input), str(c.kept), str(c.rejected), failed, produced, str(c.reused))
-        table.add_row(c.stage, c.unit, *numbers, f"{c.seconds:.1f}", reasons)
+        made = "" if c.produced is None else str(c.produced)
+        numbers = (str(c.kept), str(c.rejected), failed, made, str(c.reused))
+        plural = c.unit if c.input == 1 else f"{c.unit}s"
+        table.add_row(c.stage, f"{c.input} {plural}", *numbers, f"{c.seconds:.1f}")
     out.print(table)
+    for c in counts:
+        if c.reasons:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in c.reasons.items())
+            out.print(f"left out in {c.stage}: {reasons}", highlight=False)
 
 
 def show_error(error: TriptychError) -> int:

@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import av
+import av.error
 import numpy as np
 import psutil
 from rich.table import Table
@@ -96,7 +98,7 @@ def _codec(name: str) -> Finding:
             path = Path(folder) / "sample.mkv"
             try:
                 _encode(path, encoder, pix_fmt)
-            except (av.FFmpegError, ValueError) as error:
+            except (av.error.FFmpegError, ValueError) as error:
                 return Finding(what, None, f"no encoder {encoder} here to make a sample: {error}")
             with av.open(path) as container:
                 frames = list(container.decode(video=0))
@@ -110,7 +112,7 @@ def _encode(path: Path, encoder: str, pix_fmt: str) -> None:
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 and HEVC encoders talk on standard error
     quiet = {"x265-params": "log-level=error"} if encoder == "libx265" else {}
     with av.open(path, "w") as container:
-        stream = container.add_stream(encoder, rate=8, options=quiet)
+        stream = cast("av.VideoStream", container.add_stream(encoder, rate=8, options=quiet))
         stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
         for i in range(8):
             image = np.full((64, 64, 3), 30 * i, np.uint8)

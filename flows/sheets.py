@@ -7,21 +7,27 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from curation.video import read_frames
+from curation.embeddings import spread_frames
+from curation.video import Frames, read_frames
 from schemas.errors import TriptychError
-from schemas.rows import Clip, Reject, Shot, Source, Window
+from schemas.layout import Workspace
+from schemas.rows import Clip, Generation, Reject, Shot, Source, Window
+from schemas.storage import atomic_path
 
 LOG = logging.getLogger(__name__)
 
 MAX_SOURCES = 12
 MAX_SHOTS_PER_SOURCE = 12
 WINDOWS_PER_GROUP = 3
+MAX_VIDEOS = 24
+# Bytes of videos and their sheets put into the page; base64 makes them a third larger. With the
+# contact sheets of sources the page stays under about 6 MB.
+MAX_MEDIA_BYTES = 2_200_000
 FRAMES_PER_SHOT = 4
 FRAME_HEIGHT_PX = 84
 _GAP_PX = 2
@@ -35,9 +41,9 @@ class Strip:
     says why.
     """
 
-    uri: str
-    width_px: int
-    height_px: int
+    uri: str = ""
+    width_px: int = 0
+    height_px: int = 0
     problem: str = ""
 
 
@@ -62,13 +68,13 @@ class SourceSheet:
 
 @dataclass(frozen=True)
 class WindowRow:
-    """One window of consecutive clips: its similarity, its verdict, one strip per clip."""
+    """One window of consecutive clips: its similarity, its verdict, one picture per clip."""
 
     window: Window
     value: float
     verdict: str
     clips: list[Clip]
-    strips: list[Strip]
+    stills: list[Strip]
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,16 @@ class WindowGroup:
 
     title: str
     rows: list[WindowRow]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One generated video as ``data:`` URIs; empty where it failed or the page is full."""
+
+    row: Generation
+    video_uri: str
+    sheet_uri: str
+    note: str
 
 
 def evenly(count: int, cap: int) -> list[int]:
@@ -91,21 +107,23 @@ def source_sheets(
     shots: Sequence[Shot],
     clips: Sequence[Clip],
     rejects: Sequence[Reject],
+    cache: Path,
 ) -> list[SourceSheet]:
-    """Contact sheets of at most ``MAX_SOURCES`` sources, evenly chosen in order of their names."""
+    """Contact sheets of at most ``MAX_SOURCES`` sources, evenly chosen in order of their names.
+
+    Strips once made are kept in the folder ``cache``.
+    """
     by_name = sorted(sources, key=lambda s: (Path(s.uri).name, s.uri))
     clip_of = {c.shot_id: c for c in clips}
     reason_of = {r.record_id: r.reason for r in rejects}
     sheets: list[SourceSheet] = []
     for source in (by_name[i] for i in evenly(len(by_name), MAX_SOURCES)):
         mine = sorted((s for s in shots if s.source_id == source.source_id), key=lambda s: s.index)
-        shown = [mine[i] for i in evenly(len(mine), MAX_SHOTS_PER_SOURCE)]
-        spans = [_span(clip_of.get(shot.shot_id) or shot) for shot in shown]
-        strips = read_strips(source, spans, FRAMES_PER_SHOT)
-        rows = [
-            ShotRow(shot, clip_of.get(shot.shot_id), reason_of.get(shot.shot_id, ""), strip)
-            for shot, strip in zip(shown, strips, strict=True)
-        ]
+        rows: list[ShotRow] = []
+        for shot in (mine[i] for i in evenly(len(mine), MAX_SHOTS_PER_SOURCE)):
+            clip = clip_of.get(shot.shot_id)
+            strip = read_strip(source, clip or shot, cache)
+            rows.append(ShotRow(shot, clip, reason_of.get(shot.shot_id, ""), strip))
         sheets.append(SourceSheet(source, rows, len(mine)))
     return sheets
 
@@ -118,6 +136,7 @@ def window_groups(
     statistic: str,
     low: float,
     high: float,
+    cache: Path,
 ) -> list[WindowGroup]:
     """Windows just below ``low``, just above it, and the most similar ones, with their frames.
 
@@ -129,6 +148,7 @@ def window_groups(
         statistic: Which similarity decides.
         low: Lowest similarity kept.
         high: Highest similarity kept; the titles name it.
+        cache: Folder of strips already made.
     """
     ranked = sorted(windows, key=lambda w: (float(getattr(w, statistic)), w.sample_id))
     below = [w for w in ranked if getattr(w, statistic) < low]
@@ -139,9 +159,9 @@ def window_groups(
     def row(window: Window) -> WindowRow:
         members = [clip_by_id[i] for i in window.clip_ids]
         source = source_by_id[window.source_id]
-        strips = read_strips(source, [_span(c) for c in members], 1)
+        stills = [read_still(source, clip, cache) for clip in members]
         verdict = verdicts.get(window.sample_id, "no verdict")
-        return WindowRow(window, float(getattr(window, statistic)), verdict, members, strips)
+        return WindowRow(window, float(getattr(window, statistic)), verdict, members, stills)
 
     chosen = (
         (f"Just below the threshold of {low:g}", below[-WINDOWS_PER_GROUP:]),
@@ -154,60 +174,84 @@ def window_groups(
     return [WindowGroup(title, [row(w) for w in group]) for title, group in chosen]
 
 
-def read_strips(source: Source, spans: Sequence[tuple[int, int]], frames: int) -> list[Strip]:
-    """One strip per span of frame numbers, all read in one pass over the file.
+def read_strip(source: Source, item: Shot | Clip, cache: Path) -> Strip:
+    """The strip of a shot or clip, from the cache or from the video.
 
-    A file that has moved or no longer decodes leaves strips that say so: the report is about what
-    was made, and must not fail because a source is gone.
-
-    Args:
-        source: The video.
-        spans: Half-open spans of frame numbers.
-        frames: Frames per strip, taken from the middles of as many equal parts of the span.
+    Ids of shots and clips stand for their content, so a strip once made stays right. A file that
+    has moved or no longer decodes leaves a strip that says so: the report is about what was made,
+    and must not fail because a source is gone.
     """
-    if not spans:
-        return []
-    picks = [_middles(start, end, frames) for start, end in spans]
-    wanted = sorted({i for pick in picks for i in pick})
+    key = item.clip_id if isinstance(item, Clip) else item.shot_id
+    path = cache / f"{key}-{FRAMES_PER_SHOT}x{FRAME_HEIGHT_PX}.jpg"
+    if not path.is_file():
+        try:
+            frames = _read(source, item)
+        except (TriptychError, OSError) as error:
+            LOG.info("report frames unavailable uri=%s error=%r", source.uri, error)
+            return Strip(problem=str(error).splitlines()[0])
+        with atomic_path(path) as tmp:
+            _side_by_side(frames).save(tmp, "JPEG", quality=70, optimize=True)
+    with Image.open(path) as image:
+        return Strip(_encode(path.read_bytes(), "image/jpeg"), *image.size)
+
+
+def read_still(source: Source, clip: Clip, cache: Path) -> Strip:
+    """One frame from the middle of a clip, cut from its strip."""
+    strip = read_strip(source, clip, cache)
+    if not strip.uri:
+        return strip
+    step = (strip.width_px + _GAP_PX) // FRAMES_PER_SHOT
+    left = step * (FRAMES_PER_SHOT // 2)
+    with Image.open(io.BytesIO(base64.b64decode(strip.uri.partition(",")[2]))) as image:
+        still = image.crop((left, 0, left + step - _GAP_PX, strip.height_px))
+    buffer = io.BytesIO()
+    still.save(buffer, "JPEG", quality=80, optimize=True)
+    return Strip(_encode(buffer.getvalue(), "image/jpeg"), *still.size)
+
+
+def batch_videos(workspace: Workspace, rows: Sequence[Generation]) -> list[Video]:
+    """At most ``MAX_VIDEOS`` of a batch, evenly chosen, as far as the page has room for them."""
+    videos: list[Video] = []
+    room = MAX_MEDIA_BYTES
+    for row in (rows[i] for i in evenly(len(rows), MAX_VIDEOS)):
+        mp4, jpg = (workspace.videos / f"{row.generation_id}{s}" for s in (".mp4", ".jpg"))
+        media = [p for p in (mp4, jpg) if p.is_file()]
+        size = sum(p.stat().st_size for p in media)
+        if row.status != "done" or mp4 not in media:
+            note = row.error.strip() or f"{mp4.name} is not in the workspace."
+            videos.append(Video(row, "", "", note))
+        elif size > room:
+            videos.append(Video(row, "", "", f"Left out to keep this page small: {mp4.name}"))
+        else:
+            room -= size
+            sheet = _encode(jpg.read_bytes(), "image/jpeg") if jpg in media else ""
+            videos.append(Video(row, _encode(mp4.read_bytes(), "video/mp4"), sheet, ""))
+    return videos
+
+
+def _read(source: Source, item: Shot | Clip) -> Frames:
     aspect = source.width_px * source.sar_num / (source.height_px * source.sar_den)
     if source.rotation_deg % 180:
         aspect = 1 / aspect
-    # Bounded, so that a panorama or a phone's portrait video still fits in the row.
-    width_px = min(max(round(FRAME_HEIGHT_PX * aspect), 32), 240)
-    try:
-        read = read_frames(Path(source.uri), wanted, FRAME_HEIGHT_PX, width_px, mode="stretch")
-    except (TriptychError, OSError) as error:
-        LOG.warning("report frames unavailable uri=%s error=%s", source.uri, error)
-        problem = str(error).splitlines()[0]
-        return [Strip("", width_px, FRAME_HEIGHT_PX, problem) for _ in spans]
-    position = {index: i for i, index in enumerate(wanted)}
-    return [_strip([read[position[i]] for i in pick]) for pick in picks]
+    length = item.end_frame - item.start_frame
+    return read_frames(
+        Path(source.uri),
+        spread_frames(item.start_frame, length, FRAMES_PER_SHOT),
+        height_px=FRAME_HEIGHT_PX,
+        # Bounded, so that a panorama or a phone's portrait video still fits in the row.
+        width_px=min(max(round(FRAME_HEIGHT_PX * aspect), 32), 240),
+        start=(item.start_frame, item.start_pts),
+    )
 
 
-def data_uri(path: Path, media_type: str) -> str:
-    """A file's bytes as a ``data:`` URI."""
-    return _encode(path.read_bytes(), media_type)
-
-
-def _span(item: Shot | Clip) -> tuple[int, int]:
-    return item.start_frame, item.end_frame
-
-
-def _middles(start: int, end: int, count: int) -> list[int]:
-    edges = np.linspace(start, end, count + 1)
-    return [int((a + b) / 2) for a, b in pairwise(edges.tolist())]
-
-
-def _strip(frames: Sequence[np.ndarray]) -> Strip:
-    """Frames (H, W, 3) uint8 side by side as one JPEG: one image per row keeps the page small."""
-    height, width = frames[0].shape[:2]
-    total = len(frames) * width + (len(frames) - 1) * _GAP_PX
+def _side_by_side(frames: Frames) -> Image.Image:
+    """Frames (T, H, W, 3) as one picture: one image per row keeps the page small."""
+    count, height, width = frames.shape[:3]
+    total = count * width + (count - 1) * _GAP_PX
     sheet = Image.new("RGB", (total, height), (128, 128, 128))
     for i, frame in enumerate(frames):
         sheet.paste(Image.fromarray(frame), (i * (width + _GAP_PX), 0))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=72, optimize=True)
-    return Strip(_encode(buffer.getvalue(), "image/jpeg"), total, height)
+    return sheet
 
 
 def _encode(data: bytes, media_type: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +12,6 @@ from typing import Any, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from training.checkpoints import model_fingerprint
-from training.latents import encode_manifest
-from training.launch import run_stage
 
 from flows.artifacts import leave_counts, leave_summary, progress
 from schemas.config import TrainStageConfig, TriptychConfig
@@ -21,6 +20,12 @@ from schemas.errors import ConfigError, ManifestError
 from schemas.layout import Snapshot, Workspace
 from schemas.storage import fingerprint, fingerprint_file, latest, point_latest, read_done
 from training.base_model import make_tiny_base
+from training.checkpoints import model_sha256
+from training.job import MODEL
+from training.latents import encode_manifest
+from training.launch import run_stage
+
+log = logging.getLogger(__name__)
 
 Stage = Literal["pretrain", "sft"]
 
@@ -49,7 +54,7 @@ def train(config: TriptychConfig) -> TrainResult:
     for stage in stages:
         if stage_config(config, stage).steps == 0:
             continue
-        counts.append(encode(config, stage, snapshot, model))
+        counts += encode(config, stage, snapshot, model)
         model, count = train_stage(config, stage, snapshot, model)
         counts.append(count)
     leave_counts("train-counts", counts)
@@ -94,10 +99,24 @@ def base_model(config: TriptychConfig) -> Path:
 
 
 @task(name="encode", task_run_name="encode-{stage}", cache_policy=NO_CACHE)
-def encode(config: TriptychConfig, stage: Stage, snapshot: Snapshot, model: Path) -> StageCount:
+def encode(
+    config: TriptychConfig, stage: Stage, snapshot: Snapshot, model: Path
+) -> list[StageCount]:
     """Encode every scene of a manifest with the VAE and every caption with T5, once."""
     workspace = Workspace(Path(config.workspace))
-    return encode_manifest(config, snapshot.manifest(stage), model, workspace)
+    manifest = snapshot.manifest(stage)
+    with progress(f"encode-{stage}-progress", f"encode {stage}") as tell:
+        encoded = encode_manifest(
+            config.training,
+            manifest,
+            model,
+            workspace,
+            on_progress=lambda done, total: tell(done, total, ""),
+        )
+    for reject in encoded.rejects:
+        log.warning("stage=encode-%s clip_id=%s reason=%s", stage, reject.record_id, reject.reason)
+    counts = (encoded.scenes, encoded.captions)
+    return [dataclasses.replace(c, stage=f"{stage} {c.stage}") for c in counts]
 
 
 @task(name="train-stage", task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -114,13 +133,14 @@ def train_stage(
         training.model.model_dump(),
         (training.zero_stage, training.dtype, training.num_processes),
         fingerprint_file(manifest),
-        model_fingerprint(init),
+        model_sha256(init),
     )
     run_dir = workspace.runs / f"{stage}-{run_id}"
     started = time.monotonic()
     finished = read_done(run_dir) is not None
     with progress(f"{stage}-progress", stage) as tell:
-        model = run_stage(config, stage, manifest, init, run_dir, _on_metrics(tell, settings.steps))
+        on_metrics = _on_metrics(tell, settings.steps)
+        run_stage(config, stage, manifest, init, run_dir, on_metrics)
     point_latest(workspace.runs, run_dir.name)
     count = StageCount(
         stage=stage,
@@ -130,7 +150,7 @@ def train_stage(
         reused=settings.steps if finished else 0,
         seconds=time.monotonic() - started,
     )
-    return model, count.check()
+    return run_dir / MODEL, count.check()
 
 
 def _on_metrics(

@@ -243,11 +243,12 @@ def _generate(pipeline: Mask2DiTPipeline, job: _Job, config: TriptychConfig) -> 
 
 def _failure(job: _Job, error: Exception) -> Reject:
     """The error of one row as a reject; the reason is the error's class in snake_case."""
-    text = str(error) if isinstance(error, TriptychError) else f"{type(error).__name__}: {error}"
+    name = type(error).__name__
+    text = str(error) if isinstance(error, TriptychError) else f"{name}: {error}"
     return Reject(
         record_id=job.prompt.prompt_id,
         stage=STAGE,
-        reason=re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower(),
+        reason=re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", name).lower(),
         detail=text,
         uri=str(job.files.video),
         failed=True,

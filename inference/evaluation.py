@@ -20,14 +20,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
+from numpy import float32
 from numpy.typing import NDArray
 
-from curation.embeddings import Embedder, load_embedder
+from curation.embeddings import Embedder, load_embedder, spread_frames
 from curation.video import read_frames
 from schemas.config import TriptychConfig
 from schemas.counts import StageCount, count_reasons
-from schemas.errors import InputError, VideoDecodeError
+from schemas.errors import VideoDecodeError
 from schemas.layout import Workspace
 from schemas.rows import Generation, Reject, Score
 from schemas.storage import read_json, write_json
@@ -47,9 +47,7 @@ class Consistency:
     sequence: float | None
 
 
-def consistency(
-    video: NDArray[np.float32], texts: Sequence[NDArray[np.float32] | None]
-) -> Consistency:
+def consistency(video: NDArray[float32], texts: Sequence[NDArray[float32] | None]) -> Consistency:
     """Score one video.
 
     Args:
@@ -166,26 +164,15 @@ def _score_or_reject(
     )
 
 
-def scene_frame_indices(scene: int, frames_per_scene: int, scored: int) -> list[int]:
-    """Frames of the mp4 that stand for a scene: up to ``scored``, evenly spread with both ends."""
-    picks = np.linspace(0, frames_per_scene - 1, min(scored, frames_per_scene)).round().astype(int)
-    return [scene * frames_per_scene + int(p) for p in picks]
-
-
 def _scene_features(
     generation: Generation, path: Path, embedder: Embedder, scored: int
-) -> NDArray[np.float32]:
+) -> NDArray[float32]:
     """One unit-norm feature per scene, (S, D), from the mp4 as it was written."""
-    if not path.is_file():
-        raise InputError("the video is gone", where=path, do="generate the batch again")
-    per_scene = [
-        scene_frame_indices(s, generation.frames_per_scene, scored)
-        for s in range(generation.num_scenes)
-    ]
-    wanted = [i for indices in per_scene for i in indices]
-    size = embedder.image_size
+    length, num_scenes = generation.frames_per_scene, generation.num_scenes
+    wanted = [i for s in range(num_scenes) for i in spread_frames(s * length, length, scored)]
+    size = embedder.image_px
     frames = read_frames(path, wanted, height_px=size, width_px=size)
-    return embedder.embed_clips(frames.reshape(len(per_scene), -1, *frames.shape[1:]))
+    return embedder.embed_clips(frames.reshape(num_scenes, scored, *frames.shape[1:]))
 
 
 def _reject(generation: Generation, reason: str, detail: str, *, failed: bool = False) -> Reject:

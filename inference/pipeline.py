@@ -22,28 +22,21 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
-from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from diffusers.utils.outputs import BaseOutput
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from inference.noise import initial_noise, scene_generator
+from inference.sampler import SCHEDULERS, Scheduler, denoise_step, denoising_timesteps
 from schemas.errors import GenerationError
 from training.base_model import load_components
 from training.transformer import Mask2DiTTransformer3DModel
 
 log = logging.getLogger(__name__)
 
-Scheduler = CogVideoXDDIMScheduler | CogVideoXDPMScheduler
 OnStep = Callable[[int, int], None]
 """Called after every denoising step with (steps done, steps in all)."""
-
-SCHEDULERS: dict[str, type[Scheduler]] = {
-    "ddim": CogVideoXDDIMScheduler,
-    "dpm": CogVideoXDPMScheduler,
-}
 
 
 @dataclass
@@ -101,7 +94,7 @@ class Mask2DiTPipeline(DiffusionPipeline):
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # narrower on purpose
         cls, folder: str | os.PathLike[str], *, torch_dtype: torch.dtype = torch.float32
     ) -> Mask2DiTPipeline:
-        """Load a local model folder in diffusers' CogVideoX layout, ours or a plain CogVideoX-2B or -5B.
+        """Load a local folder in diffusers' CogVideoX layout, ours or CogVideoX-2B or -5B.
 
         Raises:
             CheckpointError: A piece is missing, or its weights do not fit exactly.
@@ -214,10 +207,8 @@ class Mask2DiTPipeline(DiffusionPipeline):
             guidance_scale: Classifier-free guidance; 1 or less leaves out the second pass.
             seed: Seed of a story, or one per story. A single seed serves every story of the batch.
             conditions: Clean latents (B, F, C, H, W) of scenes that are given, by index in
-            ``prompts``. They
-                condition the others and come back untouched.
-            first_scene: Index of the first of these scenes within its story (the noise depends on
-                it).
+                ``prompts``. They condition the others and come back untouched.
+            first_scene: Index of the first of these scenes in its story; the noise depends on it.
             output_type: "np" decodes to uint8 frames; "latent" does not decode.
             on_step: Progress callback.
 
@@ -247,12 +238,13 @@ class Mask2DiTPipeline(DiffusionPipeline):
             generated[:, new] = True
 
         noise = [scene_generator(s, story_scenes[i], "sampler") for s in seeds for i in new]
-        steps = self._timesteps(num_inference_steps, device)
+        steps = denoising_timesteps(self.scheduler, num_inference_steps, device)
         previous: Tensor | None = None
         for done, t in enumerate(steps, start=1):
             velocity = self._predict(latents, text, t, generated, guidance_scale)
             before = steps[done - 2] if done > 1 else None
-            stepped, previous = self._step(
+            stepped, previous = denoise_step(
+                self.scheduler,
                 velocity[:, new].flatten(0, 1),
                 previous,
                 t,
@@ -294,15 +286,6 @@ class Mask2DiTPipeline(DiffusionPipeline):
         negative = self.encode_text([[negative_prompt]]).expand_as(text)
         return torch.cat([negative, text])
 
-    def _timesteps(self, num_inference_steps: int, device: torch.device) -> Tensor:
-        """Timesteps from noisy to clean.
-
-        diffusers' trailing spacing adds a spurious last step at t = -1 for some counts (61, 103,
-        121 ...) through floating-point rounding; it is dropped.
-        """
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        return self.scheduler.timesteps[self.scheduler.timesteps >= 0]
-
     def _predict(
         self, latents: Tensor, text: Tensor, t: Tensor, generated: Tensor | None, guidance: float
     ) -> Tensor:
@@ -323,28 +306,6 @@ class Mask2DiTPipeline(DiffusionPipeline):
             return velocity
         negative, positive = velocity.chunk(2)
         return negative + guidance * (positive - negative)
-
-    def _step(
-        self,
-        velocity: Tensor,
-        previous: Tensor | None,
-        t: Tensor,
-        before: Tensor | None,
-        latents: Tensor,
-        noise: list[torch.Generator],
-    ) -> tuple[Tensor, Tensor | None]:
-        """One step of the scheduler over scenes (N, F, C, H, W), each with its own generator.
-
-        Returns the new latents and the clean prediction that DPM++ looks back to.
-        """
-        if isinstance(self.scheduler, CogVideoXDPMScheduler):
-            stepped, clean = self.scheduler.step(
-                velocity, cast("Tensor", previous), cast("int", t), cast("int", before), latents,
-                generator=cast("torch.Generator", noise), return_dict=False,
-            )  # fmt: skip
-            return stepped, clean
-        result = self.scheduler.step(velocity, cast("int", t), latents, return_dict=False)
-        return cast("tuple[Tensor, Tensor]", result)[0], None
 
     def _check_finite(self, latents: Tensor, steps: int) -> None:
         if not bool(torch.isfinite(latents).all()):

@@ -13,8 +13,8 @@
                                          checkpoints/, model/, _DONE.json
       runs/LATEST                        names the newest finished run
       generations/videos/                <generation_id>.mp4, .json, .jpg
-      generations/<batch_id>/            generations, scores, rejects (.parquet), counts.json,
-                                         _DONE.json
+      generations/<batch_id>/            generations, scores, rejects (.parquet), scores.json,
+                                         counts.json, _DONE.json
       generations/LATEST                 names the newest finished batch
       ablations/<ablation_id>/           results.parquet, _DONE.json
       reports/<name>.html

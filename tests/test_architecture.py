@@ -10,7 +10,7 @@ LINE = ["schemas", "curation", "training", "inference", "flows"]
 ONLY_IN = {
     "prefect": {"flows"},
     "ray": {"curation/pipeline.py", "flows/doctor.py"},
-    "deepspeed": {"training/loop.py", "flows/doctor.py"},
+    "deepspeed": {"training/engine.py", "flows/doctor.py"},
 }
 FILES = sorted(p for room in LINE for p in (ROOT / room).rglob("*.py"))
 

@@ -1,8 +1,8 @@
 """Attention of one layer over the whole sequence ``[T_1 .. T_S | V_1 .. V_S]``.
 
-There is one backend so far, ``dense``: torch's scaled-dot-product attention with the mask as a bool matrix.
-It is exact for every mask and is the oracle for faster backends, which get a function each, with the
-signature of :func:`attend`, and are chosen in :func:`attend` by an explicit rule.
+There is one backend so far, ``dense``: torch's scaled-dot-product attention with the mask as a bool
+matrix. It is exact for every mask and is the oracle for faster backends, which get a function each,
+with the signature of :func:`attend`, and are chosen in :func:`attend` by an explicit rule.
 
 Legend: B batch, N heads, L tokens, E width of a head.
 """
@@ -48,6 +48,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """One call of torch's attention with an (L, L) bool mask; without one where nothing is masked."""
+    """One call of torch's attention; the bool mask is left out where nothing is masked."""
     mask = dense_mask(plan.mask, plan.text_lengths, plan.video_lengths, query.device)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)

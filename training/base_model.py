@@ -1,7 +1,7 @@
-"""Base models: folders in diffusers' CogVideoX layout, loaded strictly; and the tiny one, made on the spot.
+"""Base models: folders in diffusers' CogVideoX layout, and the tiny one made on the spot.
 
-A folder holds ``model_index.json`` and ``transformer/ vae/ text_encoder/ tokenizer/ scheduler/``. The index
-names diffusers' own classes, so a stock ``CogVideoXPipeline`` opens the same folder.
+A folder holds ``model_index.json`` and ``transformer/ vae/ text_encoder/ tokenizer/ scheduler/``.
+The index names diffusers' own classes, so a stock ``CogVideoXPipeline`` opens the same folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+from diffusers.utils.import_utils import is_accelerate_available
 
 from schemas.config.training import ModelConfig
 from schemas.errors import CheckpointError, ConfigError
@@ -40,10 +41,13 @@ SCHEDULER = {
 }
 """CogVideoX-5B's scheduler config."""
 
+# diffusers' own default, said aloud so that it does not warn where accelerate is not installed
+_LOW_MEMORY = {"low_cpu_mem_usage": is_accelerate_available()}
+
 
 @dataclass(frozen=True)
 class Components:
-    """The pieces of a model folder. ``text_encoder`` and ``tokenizer`` are transformers' classes."""
+    """The pieces of a model folder; text encoder and tokenizer are transformers' classes."""
 
     transformer: Mask2DiTTransformer3DModel
     vae: AutoencoderKLCogVideoX
@@ -78,17 +82,20 @@ def load_transformer(
         mask: Attention mask in place of the one in the folder's config.
 
     Raises:
-        CheckpointError: The folder is missing, or a weight is missing, unexpected or of another shape.
+        CheckpointError: The folder is missing, or a weight is missing, unexpected or of another
+            shape.
     """
     piece = _piece(folder, "transformer")
     overrides = {} if mask is None else {"mask": mask}
-    return _load_strictly(Mask2DiTTransformer3DModel, piece, torch_dtype=dtype, **overrides)
+    return _load_strictly(
+        Mask2DiTTransformer3DModel, piece, torch_dtype=dtype, **_LOW_MEMORY, **overrides
+    )
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLCogVideoX:
     """Load ``vae/`` (errors as :func:`load_transformer`)."""
     return _load_strictly(
-        AutoencoderKLCogVideoX, _piece(folder, "vae"), torch_dtype=dtype
+        AutoencoderKLCogVideoX, _piece(folder, "vae"), torch_dtype=dtype, **_LOW_MEMORY
     ).eval()
 
 
@@ -116,7 +123,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_scheduler(folder: Path) -> CogVideoXDDIMScheduler:
     """Load ``scheduler/`` as CogVideoX DDIM; other CogVideoX schedulers share its config."""
-    return CogVideoXDDIMScheduler.from_pretrained(_piece(folder, "scheduler"))
+    scheduler: Any = CogVideoXDDIMScheduler.from_pretrained(_piece(folder, "scheduler"))
+    return scheduler
 
 
 def _piece(folder: Path, name: str) -> Path:
@@ -165,9 +173,9 @@ def _load_strictly(cls: Any, folder: Path, **options: Any) -> Any:
 def make_tiny_base(folder: Path, model_cfg: ModelConfig) -> Path:
     """Write a seeded random model of the real classes, small enough for a laptop's CPU.
 
-    The transformer is 5B-like (rotary positions) with 1.7 M parameters, the VAE compresses 8x in space and 4x
-    in time like the real one, and the byte-level tokenizer needs no vocabulary file. A finished folder of the
-    same settings is reused; anything else in its place is replaced.
+    The transformer is 5B-like (rotary positions) with 1.7 M parameters, the VAE compresses 8x in
+    space and 4x in time like the real one, and the byte-level tokenizer needs no vocabulary file. A
+    finished folder of the same settings is reused; anything else in its place is replaced.
 
     Args:
         folder: Where the model is to be, e.g. ``workspace.model("tiny")``.
@@ -225,7 +233,7 @@ def _write_tiny(folder: Path, cfg: ModelConfig) -> None:
         mask=cfg.mask,
     ).save_pretrained(folder / "transformer")
 
-    vae = AutoencoderKLCogVideoX(
+    vae = cast("Any", AutoencoderKLCogVideoX)(  # its annotations say tuples of one
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
         block_out_channels=(16, 16, 32, 32),

@@ -1,7 +1,7 @@
 """The training objective: v-prediction over all scenes, or over the generated ones only.
 
-Everything about noise comes from the base model's scheduler config: scaled-linear betas, the SNR shift and
-the rescaling to zero terminal SNR.
+Everything about noise comes from the base model's scheduler config: scaled-linear betas, the SNR
+shift and the rescaling to zero terminal SNR.
 
 Legend: B batch, S scenes, F latent frames of all scenes, C channels, H W latent height width.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from schemas.errors import ConfigError
 
 Denoiser = Callable[..., Tensor]
-"""A transformer, or the DeepSpeed engine around one; called as ``Mask2DiTTransformer3DModel.forward``."""
+"""A Mask2DiTTransformer3DModel, or the DeepSpeed engine around one."""
 
 
 def check_scheduler(scheduler: CogVideoXDDIMScheduler) -> CogVideoXDDIMScheduler:
@@ -50,8 +50,8 @@ def frames_of_scenes(per_scene: Tensor, scene_frames: Sequence[int]) -> Tensor:
 def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
     """Mean squared error in float32 over the frames that count.
 
-    A mean, where the paper writes a sum: the gradient differs by a constant factor, and the loss of a
-    conditional step is then comparable to that of a plain one.
+    A mean, where the paper writes a sum: the gradient differs by a constant factor, and the loss of
+    a conditional step is then comparable to that of a plain one.
 
     Args:
         prediction: (B, F, C, H, W).
@@ -85,8 +85,8 @@ def diffusion_loss(
         noise: (B, F, C, H, W) standard normal.
         timestep: (B,) integers in [0, num_train_timesteps).
         scene_frames: Latent frames of each scene.
-        generated: (B, S) bool; scenes that are False stay clean, are modulated with t = 0 and carry no loss.
-            None = all scenes are generated and count.
+        generated: (B, S) bool; scenes that are False stay clean, are modulated with t = 0 and carry
+            no loss. None = all scenes are generated and count.
 
     Returns:
         Scalar loss, float32.

@@ -1,13 +1,14 @@
 """Which token may attend to which: the masks of Mask2DiT and their neighbours, named by meaning.
 
-A sequence is ``[T_1 .. T_S | V_1 .. V_S]``: the text tokens of every scene, then the video tokens of every
-scene. A mask is one predicate on the (scene, kind) of a query and of a key; everything else (the dense
-matrix here, other execution plans later) is derived from it, for any number of scenes of any length.
+A sequence is ``[T_1 .. T_S | V_1 .. V_S]``: the text tokens of every scene, then the video tokens
+of every scene. A mask is one predicate on the (scene, kind) of a query and of a key; everything
+else (the dense matrix here, other execution plans later) is derived from it, for any number of
+scenes of any length.
 
 Legend: B batch, S scenes, T text tokens of a scene, L tokens of the whole sequence.
 
-Source: Mask2DiT (arXiv 2503.19881) section 3.2 and table 4. The paper publishes v2 and v5; v1, v3 and v4 are
-**inferred** from its descriptions and scores, and ``scene_causal`` is ours.
+Source: Mask2DiT (arXiv 2503.19881) section 3.2 and table 4. The paper publishes v2 and v5; v1, v3
+and v4 are **inferred** from its descriptions and scores, and ``scene_causal`` is ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Tokens:
 
     Attributes:
         scene: Scene index, an int or an integer tensor.
-        video: True for video tokens, False for text tokens; a bool or a bool tensor of the same shape.
+        video: True for video tokens, False for text tokens; a bool or a bool tensor of the same
+            shape.
     """
 
     scene: Any
@@ -37,7 +39,7 @@ class Tokens:
 
 
 Predicate = Callable[[Tokens, Tokens], Any]
-"""(query, key) -> may the query attend to the key. Works on plain values and on broadcasting tensors."""
+"""(query, key) -> may the query see the key; on plain values or on broadcasting tensors."""
 
 
 def isolated(q: Tokens, k: Tokens) -> Any:
@@ -51,13 +53,13 @@ def shared_video(q: Tokens, k: Tokens) -> Any:
 
 
 def shared_within_kind(q: Tokens, k: Tokens) -> Any:
-    """v3 (inferred, after ShotAdapter): text sees all text, video all video; across kinds, own scene only."""
+    """v3 (inferred, after ShotAdapter): text sees all text, video all video, both their scene."""
     return (q.scene == k.scene) | (q.video == k.video)
 
 
 def global_text(q: Tokens, k: Tokens) -> Any:
     """v4 (inferred): text sees everything; video sees its own text and all video."""
-    return (q.scene == k.scene) | k.video | (q.video == False)  # noqa: E712  (`not` fails on tensors)
+    return (q.scene == k.scene) | k.video | (q.video ^ True)  # `not` would fail on tensors
 
 
 def full(q: Tokens, k: Tokens) -> Any:
@@ -114,9 +116,7 @@ def describe_tokens(text_lengths: Sequence[int], video_lengths: Sequence[int]) -
     lengths = torch.tensor([*text_lengths, *video_lengths])
     return Tokens(
         scene=scenes.repeat(2).repeat_interleave(lengths),
-        video=torch.tensor([False, True])
-        .repeat_interleave(len(scenes))
-        .repeat_interleave(lengths),
+        video=torch.tensor([False, True]).repeat_interleave(len(scenes)).repeat_interleave(lengths),
     )
 
 
@@ -125,11 +125,12 @@ def dense_mask(
     name: str,
     text_lengths: tuple[int, ...],
     video_lengths: tuple[int, ...],
-    device: torch.device = torch.device("cpu"),
+    device: torch.device | None = None,
 ) -> Tensor | None:
-    """The mask as an (L, L) bool matrix, rows are queries; None where nothing is masked.
+    """The mask as an (L, L) bool matrix (rows are queries), or None where nothing is masked.
 
-    None lets the caller use the kernels that take no mask. The result is cached: do not write to it.
+    None lets the caller use the kernels that take no mask. The result is cached: do not write to
+    it.
 
     Raises:
         ConfigError: No mask is called so.

@@ -1,10 +1,12 @@
 """Adaptive layer norm where some scenes are noisy (time t) and some are clean conditions (time 0).
 
-Legend: B batch, S scenes, L video tokens, K text tokens of all scenes, D width, M width of the time embedding.
+Legend: B batch, S scenes, L video tokens, K text tokens of all scenes, D width, M width of the time
+embedding.
 
-Source: Mask2DiT (arXiv 2503.19881) section 3.3 and the official code: conditions are modulated with the
-embedding of t = 0 in every norm1, norm2, gate and the final norm. The official code slices the sequence and
-concatenates it again; here every token selects its modulation, so any set of scenes can be a condition.
+Source: Mask2DiT (arXiv 2503.19881) section 3.3 and the official code: conditions are modulated with
+the embedding of t = 0 in every norm1, norm2, gate and the final norm. The official code slices the
+sequence and concatenates it again; here every token selects its modulation, so any set of scenes
+can be a condition.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Conditioning:
     Attributes:
         noisy: (B, M) embedding of the step's t.
         clean: (B, M) embedding of t = 0, or None where every scene is generated.
-        video_clean: (B, L, 1) bool, True for the video tokens of condition scenes; None with ``clean``.
+        video_clean: (B, L, 1) bool, True for the video tokens of condition scenes; None with
+            ``clean``.
         text_clean: (B, K, 1) bool, likewise for text tokens.
     """
 

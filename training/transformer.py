@@ -1,11 +1,11 @@
 """The masked diffusion transformer: CogVideoX over several scenes at once.
 
-Built from diffusers' own CogVideoX layers with the same names, so the state dict of a CogVideoX-2B or -5B
-folder loads unchanged and ours loads back into diffusers. What differs is the forward pass: a text per
-scene, an attention mask, and modulation per scene.
+Built from diffusers' own CogVideoX layers with the same names, so the state dict of a CogVideoX-2B
+or -5B folder loads unchanged and ours loads back into diffusers. What differs is the forward pass:
+a text per scene, an attention mask, and modulation per scene.
 
-Legend: B batch, S scenes, F latent frames of all scenes, C channels, H W latent height width, T text tokens
-of a scene, L video tokens, N heads, D width, M width of the time embedding.
+Legend: B batch, S scenes, F latent frames of all scenes, C channels, H W latent height width, T
+text tokens of a scene, L video tokens, N heads, D width, M width of the time embedding.
 
 Source: Mask2DiT (arXiv 2503.19881) sections 3.2 and 3.3, on CogVideoX (arXiv 2408.06072).
 """
@@ -36,9 +36,10 @@ from training.positions import add_sincos, rotary
 
 
 class Mask2DiTBlock(CogVideoXBlock):
-    """diffusers' CogVideoX block (same layers, same names) with masked attention and modulation per scene."""
+    """diffusers' CogVideoX block (same layers) with masked attention and modulation per scene."""
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (another signature on purpose)
+    # another signature than the parent's, whose forward is never called
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         video: Tensor,
         text: Tensor,
@@ -85,12 +86,8 @@ class Mask2DiTBlock(CogVideoXBlock):
         if layer.norm_q is not None:
             query, key = layer.norm_q(query), layer.norm_k(key)
         if rotary_embedding is not None:
-            query, key = (
-                torch.cat(
-                    [x[:, :, :num_text], apply_rotary_emb(x[:, :, num_text:], rotary_embedding)], 2
-                )
-                for x in (query, key)
-            )
+            query = rotate_video(query, num_text, rotary_embedding)
+            key = rotate_video(key, num_text, rotary_embedding)
         mixed = attend(query, key, value.to(query.dtype), plan)
         return layer.to_out[1](layer.to_out[0](mixed.transpose(1, 2).flatten(2)))
 
@@ -98,13 +95,13 @@ class Mask2DiTBlock(CogVideoXBlock):
 class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
     """CogVideoX's transformer for several scenes, with a symmetric attention mask.
 
-    The config is that of diffusers' ``CogVideoXTransformer3DModel`` plus ``mask``; weights are exchanged
-    with it freely in both directions.
+    The config is that of diffusers' ``CogVideoXTransformer3DModel`` plus ``mask``; weights are
+    exchanged with it freely in both directions.
     """
 
     config: Any  # a FrozenDict with attributes, put there by register_to_config
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Mask2DiTBlock", "CogVideoXPatchEmbed"]  # noqa: RUF012  (diffusers' own type)
+    _no_split_modules = ["Mask2DiTBlock", "CogVideoXPatchEmbed"]  # noqa: RUF012  (as in diffusers)
 
     @register_to_config
     def __init__(
@@ -141,7 +138,11 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         predicate(mask)
-        if patch_size_t is not None or ofs_embed_dim is not None or use_learned_positional_embeddings:
+        if (
+            patch_size_t is not None
+            or ofs_embed_dim is not None
+            or use_learned_positional_embeddings
+        ):
             raise ConfigError(
                 "this CogVideoX variant is not supported",
                 where="transformer/config.json",
@@ -206,13 +207,15 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         """Predict v for every latent frame.
 
         Args:
-            hidden_states: (B, F, C, H, W), the latent frames of all scenes one after the other. Scenes that
-                are not generated hold their clean latents.
-            encoder_hidden_states: (B, S, T, text_embed_dim), one padded text per scene, padding included.
+            hidden_states: (B, F, C, H, W), the latent frames of all scenes one after the other.
+                Scenes that are not generated hold their clean latents.
+            encoder_hidden_states: (B, S, T, text_embed_dim), one padded text per scene, padding
+                included.
             timestep: (B,) integer diffusion timesteps.
             scene_frames: Latent frames of each scene; they add up to F and need not be equal.
-            generated: (B, S) bool, False for scenes that are clean conditions: their video and their text
-                tokens are modulated with the embedding of t = 0. None means all are generated.
+            generated: (B, S) bool, False for scenes that are clean conditions: their video and
+                their text tokens are modulated with the embedding of t = 0. None means all are
+                generated.
 
         Returns:
             (B, F, C_out, H, W). Frames of condition scenes carry no meaning and no loss.
@@ -252,7 +255,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         for block in self.transformer_blocks:
             arguments = (video, text, conditioning, plan, rotary_embedding)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                # set by diffusers' enable_gradient_checkpointing(): torch's non-reentrant checkpoint
+                # put there by diffusers' enable_gradient_checkpointing()
                 video, text = cast("Any", self)._gradient_checkpointing_func(block, *arguments)
             else:
                 video, text = block(*arguments)
@@ -264,6 +267,12 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         """(B,) timesteps to (B, M)."""
         # the sinusoids are always float32; the layers after them may not be
         return self.time_embedding(self.time_proj(timestep).to(dtype))
+
+
+def rotate_video(x: Tensor, num_text: int, rotary_embedding: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the video tokens of a (B, N, S*T + L, E) query or key."""
+    rotated = apply_rotary_emb(x[:, :, num_text:], cast("Any", rotary_embedding))
+    return torch.cat([x[:, :, :num_text], cast("Tensor", rotated)], 2)
 
 
 def unpatchify(tokens: Tensor, frames: int, grid: tuple[int, int], patch: int) -> Tensor:

@@ -1,0 +1,104 @@
+"""Flow ``refresh-dataset``: from videos to an immutable snapshot with three-scene manifests."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from curation.pipeline import stop_ray
+from curation.refresh import Refresh
+from flows.artifacts import leave_counts, leave_summary
+from schemas.config import TriptychConfig
+from schemas.counts import StageCount
+from schemas.layout import Snapshot
+from schemas.storage import read_json
+
+
+@dataclass(frozen=True)
+class RefreshResult:
+    """The published snapshot's folder, and what became of every record."""
+
+    snapshot: Path
+    counts: list[StageCount]
+
+
+@flow(name="refresh-dataset", description=__doc__)
+def refresh_dataset(config: TriptychConfig) -> RefreshResult:
+    """Publish a snapshot of the configured sources; unchanged inputs give the snapshot there is.
+
+    Raises:
+        InputError: A configured input matches nothing.
+        TooManyFailures: A stage's share of failed records passes ``max_error_ratio``.
+        ReconciliationError: A stage lost or invented records.
+    """
+    refresh = Refresh(config)
+    try:
+        counts = [find_sources(refresh)]
+        unchanged = refresh.published()
+        if unchanged is not None:
+            counts += stored_counts(unchanged)[1:]
+        else:
+            counts.append(detect_shots(refresh))
+            counts.append(trim_clips(refresh))
+            counts.append(embed_clips(refresh))
+            counts.append(compare_windows(refresh))
+            counts += write_manifests(refresh)
+    finally:
+        stop_ray()
+    snapshot = publish(refresh)
+    leave_counts("refresh-counts", counts)
+    facts = {"snapshot": snapshot.root, "unchanged": unchanged is not None}
+    leave_summary("refresh-summary", "Dataset refresh", facts)
+    return RefreshResult(snapshot.root, counts)
+
+
+def stored_counts(snapshot: Snapshot) -> list[StageCount]:
+    """The counts a finished snapshot was made with, all marked as reused."""
+    counts = [StageCount(**values) for values in read_json(snapshot.counts)]
+    return [dataclasses.replace(c, reused=c.input, seconds=0.0) for c in counts]
+
+
+@task(name="sources", cache_policy=NO_CACHE)
+def find_sources(refresh: Refresh) -> StageCount:
+    """Find, fingerprint and probe the videos."""
+    return refresh.sources()
+
+
+@task(name="shots", cache_policy=NO_CACHE)
+def detect_shots(refresh: Refresh) -> StageCount:
+    """Cut every source into shots."""
+    return refresh.shots()
+
+
+@task(name="clips", cache_policy=NO_CACHE)
+def trim_clips(refresh: Refresh) -> StageCount:
+    """Trim shots to clips and give them their captions."""
+    return refresh.clips()
+
+
+@task(name="embeddings", cache_policy=NO_CACHE)
+def embed_clips(refresh: Refresh) -> StageCount:
+    """Describe every clip by a vector."""
+    return refresh.embeddings()
+
+
+@task(name="windows", cache_policy=NO_CACHE)
+def compare_windows(refresh: Refresh) -> StageCount:
+    """Compare consecutive clips."""
+    return refresh.windows()
+
+
+@task(name="manifests", cache_policy=NO_CACHE)
+def write_manifests(refresh: Refresh) -> list[StageCount]:
+    """Write the sft and the pretrain manifest."""
+    return list(refresh.manifests())
+
+
+@task(name="publish", cache_policy=NO_CACHE)
+def publish(refresh: Refresh) -> Snapshot:
+    """Make the finished tables a snapshot and let LATEST name it."""
+    return refresh.publish()
