@@ -63,7 +63,8 @@ class ColorLayout:
 
     Two grey clips are alike in this space, and a red and a green picture are not: it compares
     palettes and composition, not meaning. The constants are ours, chosen on ten real films:
-    adjacent shots of one film have a mean cosine of 0.40, shots of different films 0.15.
+    adjacent shots of one film have a mean cosine of 0.40, shots of different films 0.15; on the
+    films in assets/samples 0.58 and 0.13.
     """
 
     GRID = 4

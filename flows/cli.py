@@ -61,7 +61,10 @@ def _settings(
 
 def _run(flow: Callable[[], Any], verbose: bool) -> Any:
     """Run a flow with the stages' lines shown and Prefect's own lines kept quiet."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "DEBUG" if verbose else "ERROR")
+    if not verbose:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # errors are shown once, by us
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     show_logs(verbose)
     if "PREFECT_API_URL" not in os.environ:
         err.print(

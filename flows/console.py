@@ -21,7 +21,9 @@ LOGGERS = ("curation", "training", "inference", "flows")
 
 def show_logs(verbose: bool) -> None:
     """Show the stages' ``key=value`` lines on the terminal; with ``verbose`` debug lines too."""
-    handler = RichHandler(console=err, show_path=False, omit_repeated_times=False, markup=False)
+    handler = RichHandler(
+        console=err, show_path=False, show_level=False, log_time_format="%X", highlighter=None
+    )
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in LOGGERS:
         logger = logging.getLogger(name)
@@ -33,6 +35,7 @@ def show_logs(verbose: bool) -> None:
 def show_counts(counts: Sequence[StageCount], title: str) -> None:
     """Print one row per stage (it fits 80 columns), then the reasons of what was left out."""
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
     table.add_column("stage", no_wrap=True)
     for name in ("input", "kept", "rejected", "failed", "made", "reused", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)

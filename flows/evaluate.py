@@ -54,6 +54,7 @@ def evaluate_batch(config: TriptychConfig) -> EvaluateResult:
 def score(config: TriptychConfig, batch: Path) -> tuple[dict[str, Any], StageCount]:
     """Score every video of a batch; the means and the count."""
     scores, count = evaluate(config, Workspace(Path(config.workspace)), batch)
+    count.check_failures(config.generation.max_error_ratio)
     return aggregate(scores, count.input), count
 
 

@@ -67,4 +67,5 @@ def generate(config: TriptychConfig, model: Path) -> tuple[Path, StageCount]:
     """Generate what is missing of a batch."""
     workspace = Workspace(Path(config.workspace))
     with progress("generate-progress", "generate") as tell:
-        return run_batch(config, model, workspace, tell)
+        batch, count = run_batch(config, model, workspace, tell)
+    return batch, count.check_failures(config.generation.max_error_ratio)

@@ -30,8 +30,8 @@ from schemas.counts import StageCount, count_reasons
 from schemas.errors import VideoDecodeError
 from schemas.layout import Workspace
 from schemas.rows import Generation, Reject, Score
-from schemas.storage import read_json, write_json
-from schemas.tables import GENERATIONS, REJECTS, SCORES, read_table, write_table
+from schemas.storage import fingerprint, read_json, write_json
+from schemas.tables import GENERATIONS, REJECTS, SCORES, read_metadata, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +87,13 @@ def evaluate(
     generations = read_table(batch_dir / "generations.parquet", GENERATIONS)
     log.info("stage=%s start videos=%d model=%s", STAGE, len(generations), config.evaluation.model)
     embedder = load_embedder(config.evaluation.model)
+    known = _known_scores(batch_dir / "scores.parquet", config, embedder)
     scores: list[Score] = []
     rejects: list[Reject] = []
     for generation in generations:
-        result = _score_or_reject(generation, workspace, embedder, config)
+        result = known.get(generation.generation_id) or _score_or_reject(
+            generation, workspace, embedder, config
+        )
         if isinstance(result, Score):
             scores.append(result)
         else:
@@ -103,10 +106,11 @@ def evaluate(
         kept=len(scores),
         rejected=len(rejects) - failed,
         failed=failed,
+        reused=sum(s.generation_id in known for s in scores),
         seconds=time.monotonic() - started,
         reasons=count_reasons(r.reason for r in rejects),
     ).check()
-    _publish(batch_dir, scores, rejects, count, config)
+    _publish(batch_dir, scores, rejects, count, _key(config, embedder))
     log.info("stage=%s end kept=%d rejected=%d failed=%d seconds=%.1f", STAGE, count.kept,
              count.rejected, count.failed, count.seconds)  # fmt: skip
     return scores, count
@@ -134,6 +138,18 @@ def aggregate(scores: Sequence[Score], num_videos: int) -> dict[str, Any]:
         "semantic": mean(semantic),
         "sequence": mean([s.sequence for s in scores if s.sequence is not None]),
     }
+
+
+def _known_scores(path: Path, config: TriptychConfig, embedder: Embedder) -> dict[str, Score]:
+    """Scores an earlier evaluation with the same settings and model weights left, by video."""
+    if not path.is_file() or read_metadata(path).get("scored_with") != _key(config, embedder):
+        return {}
+    return {s.generation_id: s for s in read_table(path, SCORES)}
+
+
+def _key(config: TriptychConfig, embedder: Embedder) -> str:
+    """What a score depends on besides its video, which its id already stands for."""
+    return fingerprint(config.evaluation.hash(), embedder.model_id, embedder.weights_sha256)
 
 
 def _score_or_reject(
@@ -191,13 +207,10 @@ def _publish(
     scores: Sequence[Score],
     rejects: Sequence[Reject],
     count: StageCount,
-    config: TriptychConfig,
+    key: str,
 ) -> None:
     """Write the scores, and replace this stage's part of the batch's rejects and counts."""
-    metadata = {
-        "code_version": version("triptych"),
-        "evaluation_config": config.evaluation.model_dump_json(),
-    }
+    metadata = {"code_version": version("triptych"), "scored_with": key}
     write_table(batch_dir / "scores.parquet", SCORES, scores, metadata)
     write_json(batch_dir / "scores.json", aggregate(scores, count.input))
     table = batch_dir / "rejects.parquet"

@@ -169,6 +169,13 @@ def read_table(path: Path, table: Table[R]) -> list[R]:
     return from_arrow(table, read_arrow(path, table))
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the writer noted in a file, without the ``triptych.`` prefix; empty if there is none."""
+    raw = pq.read_schema(path).metadata or {}
+    pairs = {k.decode(): v.decode() for k, v in raw.items()}
+    return {k.removeprefix("triptych."): v for k, v in pairs.items() if k.startswith("triptych.")}
+
+
 def read_arrow(path: Path, table: Table[Any], columns: Sequence[str] | None = None) -> pa.Table:
     """Like :func:`read_table`, as an Arrow table, optionally only some columns."""
     if not path.is_file():
@@ -179,6 +186,7 @@ def read_arrow(path: Path, table: Table[Any], columns: Sequence[str] | None = No
         )
     try:
         file = pq.ParquetFile(path)
+        meta = read_metadata(path)
     except pa.ArrowInvalid as error:
         raise ManifestError(
             f"table {table.name!r} cannot be read as Parquet",
@@ -186,9 +194,8 @@ def read_arrow(path: Path, table: Table[Any], columns: Sequence[str] | None = No
             found=error,
             do="delete the file and run again; it is written anew",
         ) from error
-    meta = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
-    name = meta.get("triptych.table", table.name)
-    version = meta.get("triptych.schema_version", SCHEMA_VERSION)
+    name = meta.get("table", table.name)
+    version = meta.get("schema_version", SCHEMA_VERSION)
     if name != table.name or version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise ManifestError(
             "this file is another table, or of a version this code does not read",

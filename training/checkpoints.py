@@ -90,7 +90,10 @@ def export_model(
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     saved = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    transformer.save_pretrained(partial / "transformer", state_dict=saved)
+    with torch.device("meta"):
+        whole = Mask2DiTTransformer3DModel(**transformer.config)
+    whole.load_state_dict(saved, assign=True)
+    whole.save_pretrained(partial / "transformer")
     for piece in PIECES[1:]:
         shutil.copytree(base / piece, partial / piece, copy_function=_link_or_copy)
     shutil.copy2(base / "model_index.json", partial / "model_index.json")

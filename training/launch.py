@@ -17,11 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -172,14 +172,19 @@ def _run_child(job: Job, on_metrics: OnMetrics | None) -> None:
             env=_environment(ranks),
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the ranks
         )
-    with _stopped_on_leaving(child), _forwarding_sigterm(child):
+    with _stopped_on_leaving(child), _noting_sigterm() as stop:
         while child.poll() is None:
             time.sleep(POLL_S)
+            if stop:  # again and again, as the ranks may not have started yet
+                _terminate_ranks(child)
             for line in tail.new_lines() if on_metrics else ():
                 on_metrics(line)  # pyright: ignore[reportOptionalCall]  (checked in the line above)
     for line in tail.new_lines() if on_metrics else ():
         on_metrics(line)  # pyright: ignore[reportOptionalCall]  (likewise)
-    if child.returncode != 0:
+    if stop or child.returncode == EXIT_INTERRUPTED:
+        _raise_interrupted(job)
+    # DeepSpeed's runner exits with 0 when its own child was killed by a signal: 0 alone says little
+    if child.returncode != 0 or not (job.run_dir / MODEL).is_dir():
         _raise_failed(job, child.returncode, log_start)
 
 
@@ -234,53 +239,55 @@ def _stopped_on_leaving(child: subprocess.Popen[bytes]) -> Generator[None]:
     try:
         yield
     finally:
-        if child.poll() is None:
+        deadline = time.monotonic() + STOP_WAIT_S
+        while child.poll() is None and _rank_processes(child) and time.monotonic() < deadline:
             _terminate_ranks(child)
-            try:
-                child.wait(STOP_WAIT_S if _rank_processes(child) else 0)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            time.sleep(POLL_S)
+        # What is left: a launcher that has started no rank yet, or ranks whose launcher was killed.
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 @contextmanager
-def _forwarding_sigterm(child: subprocess.Popen[bytes]) -> Generator[None]:
-    """Pass SIGTERM on to the ranks; off the main thread (no handlers) they see us die instead."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _noting_sigterm() -> Generator[list[int]]:
+    """A list that SIGTERM fills; off the main thread, which has no handlers, it stays empty."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # the ranks stop when they see this process gone
+        return
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(number)
-        _terminate_ranks(child)
 
-    before = signal.signal(signal.SIGTERM, forward)
+    before = signal.signal(signal.SIGTERM, note)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
         if received and callable(before):
             before(received[0], None)  # an outer handler (Prefect's) hears of it too
 
 
-def _raise_failed(job: Job, code: int, log_start: int) -> None:
-    if code == EXIT_INTERRUPTED:
-        newest = newest_complete(job.checkpoints)
-        raise TrainingFailed(
-            "training was interrupted; a checkpoint is saved",
-            where=job.run_dir,
-            found=f"step {newest[0] if newest else 0} of {job.settings.steps}",
-            do="run the same command again to go on from there",
-        )
+def _raise_interrupted(job: Job) -> NoReturn:
+    newest = newest_complete(job.checkpoints)
+    raise TrainingFailed(
+        "training was interrupted; what a checkpoint holds is kept",
+        where=job.run_dir,
+        found=f"step {newest[0] if newest else 0} of {job.settings.steps}",
+        do="run the same command again to go on from there",
+    )
+
+
+def _raise_failed(job: Job, code: int, log_start: int) -> NoReturn:
     with (job.run_dir / LOG).open("rb") as f:
         f.seek(log_start)
         lines = f.read().decode(errors="replace").splitlines()
     raise TrainingFailed(
-        f"the {job.stage} training process failed with exit code {code}; its last log lines:\n"
+        f"the {job.stage} training process ended early (exit code {code}); its last log lines:\n"
         + "\n".join(f"    {line}" for line in lines[-LOG_LINES:]),
         where=job.run_dir / LOG,
-        expected="exit code 0",
+        expected="exit code 0 and a trained model",
         do="mend the cause and run again; it goes on from the newest checkpoint",
     )

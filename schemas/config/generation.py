@@ -45,6 +45,12 @@ class GenerationConfig(StageConfig):
         ge=1,
         le=120,
     )
+    max_error_ratio: float = Field(
+        default=0.5,
+        description="The run fails when a larger share of prompts or videos fails, 0 to 1.",
+        ge=0,
+        le=1,
+    )
 
 
 class EvaluationConfig(StageConfig):

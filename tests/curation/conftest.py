@@ -23,7 +23,7 @@ def samples() -> Path:
 
 @pytest.fixture
 def film(tmp_path: Path) -> Film:
-    """Write a film of plain-coloured shots with a moving white square: ``film(name, [(rgb, frames), ...])``."""
+    """Write plain shots with a moving white square: ``film(name, [(rgb, frames), ...])``."""
 
     def make(
         name: str,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ def shots(*bounds: int) -> list[Shot]:
             transition_out="end" if b == 100 else "cut",
             detector="adaptive", confidence=None, luminance=0.5, motion=0.1, sharpness=1.0,
         )
-        for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for i, (a, b) in enumerate(pairwise(bounds))
     ]  # fmt: skip
 
 
@@ -85,8 +86,8 @@ def test_every_shot_is_kept_or_rejected_and_clips_stay_inside(
 
 
 def test_the_papers_trainability_limits() -> None:
-    assert [n for n in range(160, 170) if pretrain_trainable(n, 49, 3)][0] == 164
-    assert [n for n in range(45, 55) if sft_trainable(n, 49)][0] == 49
+    assert next(n for n in range(200) if pretrain_trainable(n, 49, 3)) == 164
+    assert next(n for n in range(99) if sft_trainable(n, 49)) == 49
 
 
 @given(st.integers(0, 5000), st.integers(1, 200))

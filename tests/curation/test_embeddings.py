@@ -13,8 +13,9 @@ from curation.video import read_frames
 from schemas.errors import ConfigError
 
 SHOTS = {  # verified single shots of the samples: first frame, frames
-    "big_buck_bunny.mp4": [(0, 44), (44, 93), (137, 103)],
-    "popeye_1.mkv": [(0, 74), (74, 120), (331, 60)],
+    "sintel_trailer.mp4": [(372, 98), (523, 50), (573, 37), (610, 14)],
+    "big_buck_bunny.mp4": [(44, 93)],
+    "chaplin.mp4": [(0, 60)],
 }
 
 
@@ -79,7 +80,7 @@ def test_shots_of_one_film_are_closer_than_shots_of_two(samples: Path) -> None:
     pairs = [(a[0] == b[0], vectors[a] @ vectors[b]) for a, b in combinations(vectors, 2)]
     same = [s for related, s in pairs if related]
     other = [s for related, s in pairs if not related]
-    assert np.mean(same) > np.mean(other) + 0.1
+    assert np.mean(same) > np.mean(other) + 0.2
     assert max(same) - min(same) > 0.1
 
 

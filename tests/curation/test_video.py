@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 from curation.mp4 import write_mp4
 from curation.video import decode, fit, iter_frames, probe, read_frames
 from schemas.errors import VideoDecodeError
-
 
 
 def reason_of(path: Path) -> str:
@@ -119,4 +119,4 @@ def test_iter_frames_streams_small_frames_with_their_times(samples: Path) -> Non
     frames = list(iter_frames(samples / "chaplin.mp4", 45))
     assert len(frames) == 241
     assert frames[0].bgr.shape == (45, 80, 3)
-    assert all(a.pts + a.duration == b.pts for a, b in zip(frames, frames[1:], strict=False))
+    assert all(a.pts + a.duration == b.pts for a, b in pairwise(frames))

@@ -64,6 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "COLUMNS": "200",  # Prefect cuts its tables to the width of the terminal
     }
     log = (home / "server.log").open("w")
     command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -104,10 +105,12 @@ def test_deploy_all_and_run_refresh_dataset(server, tmp_path):
     prefect(server, "work-pool", "create", "--type", "process", "triptych-pool")
     prefect(server, "deploy", "--all")
     listed = prefect(server, "deployment", "ls")
-    assert "refresh-dataset/nightly" in listed.replace("\n", "")
+    assert "refresh-dataset/nightly" in listed
+    samples = ROOT / "assets/samples"
+    films = ("big_buck_bunny.mp4", "chaplin.mp4", "sintel_trailer.mp4", "broken")
     config = {
         "workspace": str(tmp_path),
-        "curation": {"sources": {"inputs": [str(ROOT / "assets/samples")]}},
+        "curation": {"sources": {"inputs": [str(samples / name) for name in films]}},
     }
     prefect(
         server,

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+
+from schemas.errors import ConfigError
+from training.base_model import SCHEDULER
+from training.diffusion import check_scheduler, diffusion_loss, masked_mse
+
+FRAMES = [2, 1, 3]
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 2, 6, 4, 2, 2, generator=generator)
+    return latents, noise, torch.randn(2, 3, 5, 8, generator=generator), torch.tensor([0, 999])
+
+
+class Recorder:
+    """A denoiser that gives back a fixed answer and keeps what it was asked."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, noisy, text, timestep, scene_frames, generated):
+        self.noisy = noisy
+        return self.answer
+
+
+def test_velocity_is_the_target():
+    scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
+    latents, noise, text, timestep = tensors()
+    alpha = scheduler.alphas_cumprod[timestep].float()[:, None, None, None, None]
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    model = Recorder(velocity)
+    loss = diffusion_loss(model, scheduler, latents, text, noise, timestep, FRAMES)
+    assert loss < 1e-10
+    # zero terminal SNR: at the last timestep nothing of the sample is left
+    torch.testing.assert_close(model.noisy[1], noise[1])
+
+
+def test_conditional_loss_counts_only_generated_scenes_and_keeps_the_others_clean():
+    scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
+    latents, noise, text, timestep = tensors()
+    generated = torch.tensor([[False, False, True], [True, False, False]])
+    wrong = scheduler.get_velocity(latents, noise, timestep)
+    wrong[0, :3] += 100.0  # condition frames of sample 0: must not count
+    wrong[1, 2:] += 100.0
+    wrong[0, 3] += 2.0  # one of the five generated frames
+    model = Recorder(wrong)
+    loss = diffusion_loss(model, scheduler, latents, text, noise, timestep, FRAMES, generated)
+    torch.testing.assert_close(loss, torch.tensor(4.0 / 5))
+    assert torch.equal(model.noisy[0, :3], latents[0, :3])
+    assert torch.equal(model.noisy[1, 2:], latents[1, 2:])
+    assert not torch.equal(model.noisy[1, :2], latents[1, :2])
+
+
+def test_mean_over_all_frames_is_the_plain_mse():
+    latents, noise, _, _ = tensors()
+    everywhere = torch.ones(2, 6, dtype=torch.bool)
+    expected = torch.nn.functional.mse_loss(latents, noise)
+    torch.testing.assert_close(masked_mse(latents, noise, everywhere), expected)
+    torch.testing.assert_close(masked_mse(latents, noise), expected)
+
+
+def test_other_prediction_types_are_refused():
+    with pytest.raises(ConfigError, match="epsilon"):
+        check_scheduler(CogVideoXDDIMScheduler(prediction_type="epsilon"))
