@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,8 +45,12 @@ def metrics(run_dir: Path) -> list[dict]:
 
 
 def rank_processes() -> list[psutil.Process]:
-    below = psutil.Process().children(recursive=True)
-    return [p for p in below if "--local_rank=0" in p.cmdline()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may end while we look
+            if "--local_rank=0" in process.cmdline():
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
