@@ -1,4 +1,4 @@
-"""The whole pipeline through the ``triptych`` command, as a person runs it, on the embedded samples."""
+"""The whole pipeline through the ``triptych`` command, on the embedded samples."""
 
 import json
 import os
