@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import cv2
@@ -39,6 +39,10 @@ Backend = Literal["auto", "pyav", "decord"]
 _DECORD_CODECS = {"h264", "vp8", "vp9"}
 _DECORD_PIXELS = {"yuv420p", "yuvj420p"}
 _DECORD_CONTAINERS = {"mov", "mp4", "matroska", "webm", "flv"}
+
+_DECORD_MIN_WIDTH_PX = 128
+"""decord 0.6 gives four channels of garbage at widths of 16, 24, 48 and 72; exact at all others
+tried (even widths from 18 to 130, and common ones above)."""
 
 _SEEKABLE_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 """Containers that store every frame's time; elsewhere frames after a seek carry guessed PTS."""
@@ -298,6 +302,7 @@ def _decord_is_exact(path: Path) -> bool:
             and context.pix_fmt in _DECORD_PIXELS
             and bool(_DECORD_CONTAINERS & set(container.format.name.split(",")))
             and len(container.streams.video) == 1
+            and context.width >= _DECORD_MIN_WIDTH_PX
             and context.width % 2 == 0
             and context.height % 2 == 0
         )
@@ -321,7 +326,7 @@ def _read_decord(
             raise decord.DECORDError(f"frame {start[0]} is not at PTS {start[1]}")
         # One by one: get_batch would hold every full-size frame at once. decord turns frames
         # upright itself.
-        found = {i: fit(reader[i].asnumpy(), height_px, width_px, mode) for i in wanted}
+        found = {i: fit(_rgb(reader[i]), height_px, width_px, mode) for i in wanted}
         del reader  # decord keeps decoding ahead as long as the reader lives
         return found
     except (decord.DECORDError, IndexError, RuntimeError) as error:
@@ -331,6 +336,14 @@ def _read_decord(
             ) from error
         log.info("decoder=pyav instead_of=decord path=%s error=%s", path, str(error)[:200])
         return None
+
+
+def _rgb(frame: Any) -> Frames:
+    """A decord frame as (H, W, 3)."""
+    pixels: Frames = frame.asnumpy()
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise RuntimeError(f"decord gives frames of shape {pixels.shape}")
+    return pixels
 
 
 def _same_numbering(path: Path, reader: object, start: tuple[int, int]) -> bool:

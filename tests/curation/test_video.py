@@ -120,3 +120,17 @@ def test_iter_frames_streams_small_frames_with_their_times(samples: Path) -> Non
     assert len(frames) == 241
     assert frames[0].bgr.shape == (45, 80, 3)
     assert all(a.pts + a.duration == b.pts for a, b in pairwise(frames))
+
+
+@pytest.mark.parametrize("width_px", [16, 48, 72, 128])
+def test_narrow_videos_decord_cannot_read_come_from_pyav(tmp_path: Path, width_px: int) -> None:
+    """decord 0.6 gives four channels at some small widths; ``auto`` must not take them."""
+    ramp = np.linspace(0, 255, 64 * width_px * 3).reshape(64, width_px, 3).astype(np.uint8)
+    path = tmp_path / "narrow.mp4"
+    write_mp4(path, np.stack([ramp] * 4), 8)
+    size = {"height_px": 64, "width_px": width_px}
+    auto = read_frames(path, [0, 3], **size, backend="auto")
+    assert np.array_equal(auto, read_frames(path, [0, 3], **size, backend="pyav"))
+    if width_px == 48:
+        with pytest.raises(VideoDecodeError, match="decord cannot read"):
+            read_frames(path, [0, 3], **size, backend="decord")

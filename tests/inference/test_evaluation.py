@@ -121,3 +121,17 @@ def test_a_generated_batch_is_scored_beside_its_own_counts(tiny_base, workspace,
     assert (score.semantic, score.sequence) == (None, None)  # the prompts name no colour
     assert [c["stage"] for c in read_json(folder / "counts.json")] == ["generate", "evaluate"]
     assert [r.record_id for r in read_table(folder / "rejects.parquet", REJECTS)] == ["bad"]
+
+
+def test_scores_are_reused_until_the_scorer_changes(tmp_path, workspace, config_for):
+    write_mp4(workspace.videos / "a.mp4", flat((255, 0, 0), (0, 0, 255), (0, 255, 0)), 8)
+    write_table(tmp_path / "generations.parquet", GENERATIONS, [generation("a", 3)])
+    config = config_for([])
+    first, count = evaluate(config, workspace, tmp_path)
+    assert count.reused == 0
+    (workspace.videos / "a.mp4").unlink()
+    again, count = evaluate(config, workspace, tmp_path)
+    assert (again, count.reused) == (first, 1)
+    fewer = config.evaluation.model_copy(update={"frames_per_scene": 2})
+    _, count = evaluate(config.model_copy(update={"evaluation": fewer}), workspace, tmp_path)
+    assert (count.reused, count.failed) == (0, 1)
