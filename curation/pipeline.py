@@ -13,6 +13,8 @@ import dataclasses
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,10 @@ log = logging.getLogger(__name__)
 
 _MAX_BLOCKS = 1000
 """Rows are spread over at most this many Ray tasks; one per row as long as there are fewer."""
+
+
+_before_ray: list[Any] = []
+"""The SIGTERM handler there was before Ray started."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def start_ray(engine: EngineConfig) -> None:
             "include_dashboard": False,
         }
     log.info("engine=ray state=starting address=%s", engine.ray_address or "local")
+    _before_ray.append(signal.getsignal(signal.SIGTERM))
     try:
         ray.init(
             address=engine.ray_address or "local",
@@ -104,8 +111,13 @@ def start_ray(engine: EngineConfig) -> None:
 
 
 def stop_ray() -> None:
-    """Stop the local Ray, or leave the cluster."""
+    """Stop the local Ray, or leave the cluster, and give SIGTERM back to whom it belonged."""
     ray.shutdown()
+    # Ray leaves a handler behind that ends the process; training, later in the same process, saves
+    # a checkpoint first.
+    if _before_ray and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _before_ray[0])
+    _before_ray.clear()
 
 
 def probe_sources(pieces: Sequence[Piece], engine: EngineConfig) -> list[Failure]:
