@@ -23,14 +23,21 @@ def stable_id(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """One video file. ``source_id`` is the SHA-256 of its bytes, first 32 hex digits."""
+    """One video file. ``source_id`` is the SHA-256 of its bytes, first 32 hex digits.
+
+    ``packet_sha256`` is of the video stream's packets alone, so a remuxed copy has the same one.
+    ``width_px`` and ``height_px`` are those of the coded picture, not rotated, not stretched.
+    ``start_pts`` is the PTS of the first frame. None where only a full decode can tell.
+    """
 
     source_id: str
     uri: str
     size_bytes: int
+    packet_sha256: str
     container: str
     codec: str
     pix_fmt: str
+    bit_depth: int
     width_px: int
     height_px: int
     rotation_deg: int
@@ -38,8 +45,11 @@ class Source:
     sar_den: int
     time_base_num: int
     time_base_den: int
+    start_pts: int | None
     avg_fps: float
     is_vfr: bool | None
+    is_interlaced: bool | None
+    has_edit_list: bool
     duration_s: float | None
     num_frames: int | None
     has_audio: bool
@@ -47,7 +57,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Shot:
-    """One take between two transitions. ``shot_id`` = uuid5(source_id, start_pts, end_pts)."""
+    """One take between two transitions. ``shot_id`` = uuid5(source_id, start_pts, end_pts).
+
+    Shots partition the frames of a source. A gradual transition is shared by the two it joins:
+    ``transition_in_frames`` at the start of this one and ``transition_out_frames`` at its end show
+    more than this shot alone. Transitions are ``start``, ``end``, ``cut``, ``dissolve``, ``fade``,
+    ``wipe`` or ``forced`` (cut by a length rule).
+
+    Measured on the frames outside transitions, scored here and judged by ``curation.filters``:
+    luminance, motion and sharpness (as named), ``black_ratio`` (share of black frames),
+    ``duplicate_ratio`` (share of frames equal to the one before), ``still_ratio`` (share of frames
+    that hardly differ from the one before), ``comb_ratio`` (share of frames with combs),
+    ``flicker`` (mean change of luminance that reverses at the next frame), and the picture inside
+    black bars (``crop_*``, in pixels of the coded picture).
+    """
 
     shot_id: str
     source_id: str
@@ -60,18 +83,32 @@ class Shot:
     end_s: float
     transition_in: str
     transition_out: str
+    transition_in_frames: int
+    transition_out_frames: int
     detector: str
     confidence: float | None
     luminance: float
     motion: float
     sharpness: float
+    black_ratio: float
+    duplicate_ratio: float
+    still_ratio: float
+    comb_ratio: float
+    flicker: float
+    crop_x_px: int
+    crop_y_px: int
+    crop_width_px: int
+    crop_height_px: int
 
 
 @dataclass(frozen=True)
 class Clip:
     """The usable span of a shot after trimming. Virtual: nothing is re-encoded.
 
-    ``clip_id`` = uuid5(shot_id, start_pts, end_pts). ``trainable_pretrain`` and ``trainable_sft``
+    ``clip_id`` = uuid5(shot_id, start_pts, end_pts). A long shot may give several clips. ``index``
+    counts in time order the spans that could have become clips of this source, those left out
+    included: two clips are consecutive if their indexes are. ``width_px`` and ``height_px`` are
+    those of the upright picture with square pixels. ``trainable_pretrain`` and ``trainable_sft``
     hold the trainers' own acceptance rules (see ``curation.clips``).
     """
 
@@ -95,6 +132,27 @@ class Clip:
     matching_score: float | None
     trainable_pretrain: bool
     trainable_sft: bool
+
+
+@dataclass(frozen=True)
+class Export:
+    """One clip written as a file of its own.
+
+    ``start_pts`` and ``end_pts`` are the span that the file really shows: with ``mode="copy"`` it
+    begins at a key frame, maybe before the clip.
+    """
+
+    clip_id: str
+    mode: str
+    uri: str
+    start_pts: int
+    end_pts: int
+    num_frames: int
+    fps: float
+    width_px: int
+    height_px: int
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)

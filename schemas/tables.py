@@ -77,6 +77,7 @@ class Table(Generic[R]):
 SOURCES = Table("sources", rows.Source, ("source_id",), ("source_id",))
 SHOTS = Table("shots", rows.Shot, ("shot_id",), ("source_id", "index"))
 CLIPS = Table("clips", rows.Clip, ("clip_id",), ("source_id", "index"))
+EXPORTS = Table("exports", rows.Export, ("clip_id",), ("clip_id",))
 EMBEDDINGS = Table("embeddings", rows.Embedding, ("clip_id", "model_id"), ("clip_id", "model_id"))
 WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "sample_id"))
 SAMPLES = Table("samples", rows.Sample, ("sample_id",), ("sample_id",))

@@ -21,51 +21,86 @@ class SourcesConfig(StageConfig):
 
     inputs: tuple[str, ...] = Field(
         default=("assets/samples",),
-        description="Files, folders (searched recursively) or globs of videos.",
+        description="Folders (searched recursively), globs, files, URIs (s3://, gs://, http://), "
+        "or lists of them.",
         min_length=1,
+    )
+    format: Literal[
+        "auto", "videos", "list", "panda70m", "video2dataset", "pretrain_csv", "sft_json"
+    ] = Field(
+        default="auto",
+        description="What the inputs are; auto decides by name and header, and says so in the log.",
     )
     suffixes: tuple[str, ...] = Field(
         default=VIDEO_SUFFIXES, description="File name endings taken from folders, any case."
     )
     captions_csv: str | None = Field(
         default="assets/samples/captions.csv",
-        description="Panda-70M-style CSV with captions per time span; url is a path relative to "
-        "the CSV.",
+        description="Panda-70M-style CSV with captions per time span for videos given otherwise; "
+        "url is a path relative to the CSV.",
+    )
+    media_root: str | None = Field(
+        default=None,
+        description="Folder or URI that relative paths in lists are joined to; empty = the list's.",
+    )
+    max_file_gb: float = Field(
+        default=20.0, description="Larger remote files are rejected, in GB, > 0.", gt=0
+    )
+    cache_limit_gb: float = Field(
+        default=100.0, description="Room for fetched files in the workspace, in GB, > 0.", gt=0
+    )
+    ytdlp: bool = Field(
+        default=False,
+        description="Fetch web pages that are not plain video files with yt-dlp (extra: youtube).",
     )
 
 
 class ShotsConfig(StageConfig):
     """How shots are found."""
 
-    detector: Literal["adaptive", "content", "histogram", "hash"] = Field(
-        default="adaptive", description="PySceneDetect detector."
+    detector: Literal[
+        "fast", "adaptive", "content", "histogram", "hash", "panda70m", "transnetv2"
+    ] = Field(
+        default="fast",
+        description="fast (ours: cuts, dissolves, fades), PySceneDetect's adaptive, content, "
+        "histogram, hash, Panda-70M's two stages, or TransNetV2 (needs weights).",
     )
     threshold: float | None = Field(
         default=None,
-        description="Detector threshold, > 0; empty = the detector's own default.",
+        description="Threshold of a PySceneDetect detector, > 0; empty = its own default.",
         gt=0,
     )
     min_shot_s: float = Field(
         default=0.6,
-        description="Shortest shot in seconds, >= 0. Source: PySceneDetect's parameter sweep (0.6 "
-        "s).",
+        description="Shortest shot of a PySceneDetect detector in seconds, >= 0. Source: "
+        "PySceneDetect's parameter sweep (0.6 s).",
         ge=0,
     )
     detect_height_px: int = Field(
         default=180,
-        description="Frames are scaled to this height for detection, 16 to 2160.",
+        description="Height of the frames PySceneDetect's detectors see, 16 to 2160.",
         ge=16,
         le=2160,
+    )
+    transnetv2_weights: str | None = Field(
+        default=None, description="TransNetV2 weights (PyTorch state dict), for that detector."
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        description="Wall-clock limit for one video in seconds, > 0; then it is rejected.",
+        gt=0,
+    )
+    memory_mb: int = Field(
+        default=4096, description="Memory limit for one video in MB, 256 or more.", ge=256
     )
 
 
 class ClipsConfig(StageConfig):
-    """How a shot becomes a usable span."""
+    """How a shot becomes usable spans."""
 
     trim_frames: int = Field(
         default=2,
-        description="Frames dropped at both ends of a shot, so that no neighbour leaks in, 0 to "
-        "250.",
+        description="Frames dropped where a shot borders another or a transition, 0 to 250.",
         ge=0,
         le=250,
     )
@@ -73,6 +108,115 @@ class ClipsConfig(StageConfig):
         default=17,
         description="Shortest clip in frames, >= 1. The paper's training needs 49.",
         ge=1,
+    )
+    max_s: float | None = Field(
+        default=60.0,
+        description="Longest clip in seconds, > 0; empty = no limit. Panda-70M: 60.",
+        gt=0,
+    )
+    long_shots: Literal["keep", "split", "stride", "reject"] = Field(
+        default="split",
+        description="What happens to a longer shot: keep it, split it in halves until they fit, "
+        "cut pieces of max_s from its start, or reject it.",
+    )
+
+
+class FiltersConfig(StageConfig):
+    """What is left out, by measured scores; an empty value switches a filter off."""
+
+    max_black_ratio: float | None = Field(
+        default=0.5, description="reject_black: share of black frames, 0 to 1.", ge=0, le=1
+    )
+    max_duplicate_ratio: float | None = Field(
+        default=None,
+        description="reject_duplicate_frames: share of repeated frames, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    max_still_ratio: float | None = Field(
+        default=0.98,
+        description="reject_static (nothing moves) and reject_slideshow (only jumps): share of "
+        "still frames, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    max_comb_ratio: float | None = Field(
+        default=0.5, description="reject_interlaced: share of combed frames, 0 to 1.", ge=0, le=1
+    )
+    max_flicker: float | None = Field(
+        default=None,
+        description="reject_flickering: mean reversing luminance change, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    min_luminance: float | None = Field(
+        default=None, description="reject_dark: mean luma, 0 to 1.", ge=0, le=1
+    )
+    max_luminance: float | None = Field(
+        default=None, description="reject_bright: mean luma, 0 to 1.", ge=0, le=1
+    )
+    min_motion: float | None = Field(
+        default=None,
+        description="reject_slow_motion: mean luma change per frame, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    max_motion: float | None = Field(
+        default=None,
+        description="reject_fast_motion: mean luma change per frame, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    min_sharpness: float | None = Field(
+        default=None, description="reject_blurry: variance of the Laplacian of luma, >= 0.", ge=0
+    )
+    min_crop_ratio: float | None = Field(
+        default=None,
+        description="reject_letterboxed: share of the picture inside black bars, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    min_width_px: int | None = Field(
+        default=None, description="reject_small: width of the upright picture, >= 1.", ge=1
+    )
+    min_height_px: int | None = Field(
+        default=None, description="reject_small: height of the upright picture, >= 1.", ge=1
+    )
+
+
+class DedupConfig(StageConfig):
+    """Which repeats are left out."""
+
+    exact: bool = Field(
+        default=True,
+        description="Reject sources whose video packets equal another's (remuxed copies).",
+    )
+    near_threshold: float | None = Field(
+        default=None,
+        description="Reject clips whose similarity to a kept one reaches this, -1 to 1; empty = "
+        "off. 0.99 is usual.",
+        ge=-1,
+        le=1,
+    )
+    earlier: bool = Field(
+        default=False, description="Compare with the clips of earlier snapshots of the dataset too."
+    )
+
+
+class ExportConfig(StageConfig):
+    """Clips as files of their own (optional; training reads spans of the sources)."""
+
+    mode: Literal["none", "reencode", "copy"] = Field(
+        default="none",
+        description="none; reencode (frame-exact, H.264); copy (no loss, begins at a key frame).",
+    )
+    fps: float | None = Field(
+        default=None,
+        description="Constant frame rate of re-encoded clips, > 0; empty = as it is.",
+        gt=0,
+    )
+    crf: int = Field(
+        default=18, description="Quality of re-encoded clips, 0 (best) to 51.", ge=0, le=51
     )
 
 
@@ -161,6 +305,9 @@ class CurationConfig(StageConfig):
     sources: SourcesConfig = Field(default=SourcesConfig(), description="Where videos come from.")
     shots: ShotsConfig = Field(default=ShotsConfig(), description="How shots are found.")
     clips: ClipsConfig = Field(default=ClipsConfig(), description="How a shot becomes a clip.")
+    filters: FiltersConfig = Field(default=FiltersConfig(), description="What is left out.")
+    dedup: DedupConfig = Field(default=DedupConfig(), description="Which repeats are left out.")
+    export: ExportConfig = Field(default=ExportConfig(), description="Clips as files.")
     embedding: EmbeddingConfig = Field(
         default=EmbeddingConfig(), description="The similarity model."
     )

@@ -60,7 +60,7 @@ def test_a_file_may_hold_only_what_changes(tmp_path):
             "curation.manifests.low: input should be less than or equal to 1",
         ),
         ("training.sft.steps=many", "training.sft.steps: input should be a valid integer"),
-        ("curation.shots.detector=magic", "curation.shots.detector: input should be 'adaptive'"),
+        ("curation.shots.detector=magic", "curation.shots.detector: input should be 'fast'"),
         ("training.model.frames=10", "frames must be 1 + a multiple of 4"),
         ("curation.manifests.low=0.999", "low (0.999) must not be above high (0.995)"),
         ("training.sft.steps", "--set needs KEY=VALUE"),
