@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,16 @@ os.environ.setdefault(
 import ray
 import ray.data
 import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
+from curation.defects import defect
+from curation.downloads import Downloads
 from curation.embeddings import load_embedder, spread_frames
-from curation.shots import ShotDetection, read_shots
-from curation.sources import read_source
-from curation.video import read_frames
-from schemas.config.curation import EmbeddingConfig, ShotsConfig
+from curation.isolation import run_isolated
+from schemas.config.curation import EmbeddingConfig, ExportConfig, ShotsConfig
 from schemas.config.root import EngineConfig
-from schemas.errors import ExternalToolError
-from schemas.rows import Clip, Embedding, Reject, Source
+from schemas.errors import ExternalToolError, VideoDecodeError
+from schemas.rows import Clip, Embedding
 from schemas.storage import write_json
 from schemas.tables import EMBEDDINGS, write_table
 
@@ -57,6 +58,40 @@ class Piece:
     record_id: str
     path: Path
     payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the decoding of one video may take."""
+
+    timeout_s: float
+    memory_mb: int
+
+    @classmethod
+    def of(cls, cfg: ShotsConfig) -> Limits:
+        """The configured limits; they hold wherever a video is read."""
+        return cls(cfg.timeout_s, cfg.memory_mb)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """How a worker gets at videos: fetched where they are remote, decoded in a child process."""
+
+    downloads: Downloads
+    limits: Limits
+
+    def opened(self, uri: str, source_id: str | None = None) -> AbstractContextManager[Path]:
+        """A local path of a video (``Downloads.opened``)."""
+        return self.downloads.opened(uri, source_id)
+
+    def isolated(self, job: str, argument: dict[str, Any]) -> Any:
+        """Do one of ``curation.jobs`` where a crash, a hang or a flood costs only this video."""
+        return run_isolated(
+            f"curation.jobs:{job}",
+            argument,
+            timeout_s=self.limits.timeout_s,
+            memory_mb=self.limits.memory_mb,
+        )
 
 
 @dataclass(frozen=True)
@@ -120,33 +155,54 @@ def stop_ray() -> None:
     _before_ray.clear()
 
 
-def probe_sources(pieces: Sequence[Piece], engine: EngineConfig) -> list[Failure]:
-    """Probe files. Payload: ``path``. Writes JSON ``{"source": ...}`` or ``{"reject": ...}``."""
-    return _run(pieces, _probe, engine)
+def probe_sources(
+    pieces: Sequence[Piece], downloads: Downloads, limits: Limits, engine: EngineConfig
+) -> list[Failure]:
+    """Probe files. Payload: ``uri``. Writes JSON ``{"source": ...}`` or ``{"reject": ...}``."""
+    return _run(pieces, _Probe, engine, {"videos": Videos(downloads, limits)})
 
 
-def find_shots(pieces: Sequence[Piece], engine: EngineConfig) -> list[Failure]:
-    """Detect shots. Payload: ``source``, ``config``. JSON ``{"detection"|"reject": ...}``."""
-    return _run(pieces, _find_shots, engine)
+def find_shots(
+    pieces: Sequence[Piece], downloads: Downloads, cfg: ShotsConfig, engine: EngineConfig
+) -> list[Failure]:
+    """Detect shots. Payload: ``source``. JSON ``{"detection"|"reject": ...}``."""
+    settings = {"videos": Videos(downloads, Limits.of(cfg)), "cfg": cfg}
+    return _run(pieces, _FindShots, engine, settings)
 
 
 def embed_clips(
-    pieces: Sequence[Piece], cfg: EmbeddingConfig, engine: EngineConfig
+    pieces: Sequence[Piece],
+    downloads: Downloads,
+    cfg: EmbeddingConfig,
+    limits: Limits,
+    engine: EngineConfig,
 ) -> list[Failure]:
     """Embed batches of clips. Payload: ``clips``. Writes an ``embeddings`` table per batch."""
-    return _run(pieces, _EmbedClips, engine, {"config": cfg.model_dump(mode="json")})
+    settings = {"videos": Videos(downloads, limits), "cfg": cfg}
+    return _run(pieces, _EmbedClips, engine, settings)
+
+
+def export_clips(
+    pieces: Sequence[Piece],
+    downloads: Downloads,
+    cfg: ExportConfig,
+    limits: Limits,
+    engine: EngineConfig,
+) -> list[Failure]:
+    """Write clips as files. Payload: ``clip``, ``folder``. JSON ``{"export"|"reject": ...}``."""
+    settings = {"videos": Videos(downloads, limits), "cfg": cfg}
+    return _run(pieces, _ExportClip, engine, settings)
 
 
 def _run(
     pieces: Sequence[Piece],
-    work: Callable[..., Any],
+    work: type[Any],
     engine: EngineConfig,
-    constructor: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
 ) -> list[Failure]:
     """Do the pieces in a Ray Data graph. Ray is not started for nothing.
 
-    ``work`` is a function of one row, run as tasks, or a class with ``constructor`` arguments that
-    loads a model once and is then called with rows, run as a pool of actors.
+    ``work`` is a class that is made once per actor with ``settings``, and then called with rows.
     """
     if not pieces:
         return []
@@ -157,14 +213,11 @@ def _run(
     ]
     size = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
-    if constructor is None:
-        results = dataset.map(work, compute=TaskPoolStrategy(size=size))
-    else:
-        results = dataset.map(
-            work,
-            fn_constructor_kwargs=dict(constructor),
-            compute=ActorPoolStrategy(min_size=1, max_size=size),
-        )
+    results = dataset.map(
+        work,
+        fn_constructor_kwargs=dict(settings),
+        compute=ActorPoolStrategy(min_size=size, max_size=size),
+    )
     try:
         found = [json.loads(row["failures"]) for row in results.iter_rows()]
     except ray.exceptions.RayError as error:
@@ -195,32 +248,54 @@ def _snake_case(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-def _probe(row: dict[str, str]) -> dict[str, str]:
-    def work() -> None:
-        found = read_source(Path(json.loads(row["payload"])["path"]))
-        kind = "reject" if isinstance(found, Reject) else "source"
-        write_json(Path(row["path"]), {kind: dataclasses.asdict(found)})
+class _Probe:
+    """Reads what a file says about itself."""
 
-    return {"failures": json.dumps(_attempt(row["record_id"], work))}
+    def __init__(self, videos: Videos) -> None:
+        self.videos = videos
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        def work() -> None:
+            uri = json.loads(row["payload"])["uri"]
+            try:
+                with self.videos.opened(uri) as path:
+                    job = {"path": str(path), "uri": uri}
+                    result = self.videos.isolated("probe_source", job)
+            except VideoDecodeError as error:
+                result = _rejected(error, uri, "sources", uri)
+            write_json(Path(row["path"]), result)
+
+        return _failures(_attempt(row["record_id"], work))
 
 
-def _find_shots(row: dict[str, str]) -> dict[str, str]:
-    def work() -> None:
-        payload = json.loads(row["payload"])
-        source = Source(**payload["source"])
-        found = read_shots(Path(source.uri), source, ShotsConfig(**payload["config"]))
-        kind = "detection" if isinstance(found, ShotDetection) else "reject"
-        write_json(Path(row["path"]), {kind: dataclasses.asdict(found)})
+class _FindShots:
+    """Cuts one source into shots."""
 
-    return {"failures": json.dumps(_attempt(row["record_id"], work))}
+    def __init__(self, videos: Videos, cfg: ShotsConfig) -> None:
+        self.videos = videos
+        self.config = cfg.model_dump(mode="json")
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        def work() -> None:
+            source = json.loads(row["payload"])["source"]
+            try:
+                with self.videos.opened(source["uri"], source["source_id"]) as path:
+                    job = {"path": str(path), "source": source, "config": self.config}
+                    result = self.videos.isolated("find_shots", job)
+            except VideoDecodeError as error:
+                result = _rejected(error, source["source_id"], "shots", source["uri"])
+            write_json(Path(row["path"]), result)
+
+        return _failures(_attempt(row["record_id"], work))
 
 
 class _EmbedClips:
     """One similarity model, loaded once per actor."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.cfg = EmbeddingConfig(**config)
-        self.embedder = load_embedder(self.cfg.model, self.cfg.height_px)
+    def __init__(self, videos: Videos, cfg: EmbeddingConfig) -> None:
+        self.videos = videos
+        self.cfg = cfg
+        self.embedder = load_embedder(cfg.model, cfg.height_px)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         rows: list[Embedding] = []
@@ -232,17 +307,20 @@ class _EmbedClips:
         # cannot be written (a full disk) is no record's fault and stops the run.
         if rows:
             write_table(Path(row["path"]), EMBEDDINGS, rows)
-        return {"failures": json.dumps(failures)}
+        return _failures(failures)
 
     def _embed(self, clip: Clip) -> Embedding:
         size = self.embedder.image_px
-        frames = read_frames(
-            Path(clip.uri),
-            spread_frames(clip.start_frame, clip.num_frames, self.cfg.frames_per_clip),
-            height_px=size,
-            width_px=size,
-            start=(clip.start_frame, clip.start_pts),
-        )
+        numbers = spread_frames(clip.start_frame, clip.num_frames, self.cfg.frames_per_clip)
+        with self.videos.opened(clip.uri, clip.source_id) as path:
+            job = {
+                "path": str(path),
+                "frame_numbers": list(numbers),
+                "height_px": size,
+                "width_px": size,
+                "start": [clip.start_frame, clip.start_pts],
+            }
+            frames = self.videos.isolated("read_clip", job)
         vector = self.embedder.embed_clips(frames[None])[0]
         return Embedding(
             clip_id=clip.clip_id,
@@ -250,3 +328,37 @@ class _EmbedClips:
             weights_sha256=self.embedder.weights_sha256,
             vector=[float(v) for v in vector],
         )
+
+
+class _ExportClip:
+    """Writes one clip as a file."""
+
+    def __init__(self, videos: Videos, cfg: ExportConfig) -> None:
+        self.videos = videos
+        self.config = cfg.model_dump(mode="json")
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        def work() -> None:
+            payload = json.loads(row["payload"])
+            clip = payload["clip"]
+            try:
+                with self.videos.opened(clip["uri"], clip["source_id"]) as path:
+                    job = {**payload, "path": str(path), "config": self.config}
+                    result = self.videos.isolated("export", job)
+            except VideoDecodeError as error:
+                result = _rejected(error, clip["clip_id"], "export", clip["uri"])
+            write_json(Path(row["path"]), result)
+
+        return _failures(_attempt(row["record_id"], work))
+
+
+def _rejected(error: VideoDecodeError, record_id: str, stage: str, uri: str) -> dict[str, Any]:
+    """A known defect as a result to keep; what may pass next time is raised, and not kept."""
+    reject = defect(error, record_id, stage, uri)
+    if reject.failed:
+        raise error
+    return {"reject": dataclasses.asdict(reject)}
+
+
+def _failures(failures: list[tuple[str, str, str]]) -> dict[str, str]:
+    return {"failures": json.dumps(failures)}

@@ -20,24 +20,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curation import pipeline
-from curation.captions import CaptionSpan, read_captions
+from curation import pipeline, uris
+from curation.captions import CaptionSpan, join_spans
 from curation.clips import make_clips
-from curation.embeddings import load_embedder
+from curation.dedup import earlier_vectors, find_duplicates, reject_remuxed
+from curation.downloads import Downloads
+from curation.embeddings import Embedder, load_embedder
+from curation.filters import filter_clips
+from curation.listing import captions_by_source, list_videos
+from curation.lists import Listed
 from curation.manifests import PRETRAIN_STAGE, SFT_STAGE, pretrain_samples, sft_samples
-from curation.pipeline import Failure, Piece
+from curation.pipeline import Failure, Limits, Piece
 from curation.shots import ShotDetection
 from curation.snapshots import Building
-from curation.sources import list_videos, reject_duplicates
+from curation.sources import reject_duplicates
 from curation.windows import make_windows
 from schemas.config.root import TriptychConfig
 from schemas.counts import StageCount
 from schemas.layout import Snapshot, Workspace
-from schemas.rows import Clip, Embedding, Reject, Sample, Shot, Source
-from schemas.storage import fingerprint, read_json
+from schemas.rows import Clip, Embedding, Export, Reject, Sample, Shot, Source
+from schemas.storage import fingerprint, read_done, read_json
 from schemas.tables import (
     CLIPS,
     EMBEDDINGS,
+    EXPORTS,
     SAMPLES,
     SHOTS,
     SOURCES,
@@ -48,17 +54,21 @@ from schemas.tables import (
 log = logging.getLogger(__name__)
 
 STAGES = (
-    "sources", "shots", "clips", "embeddings", "windows", SFT_STAGE, PRETRAIN_STAGE,
+    "sources", "shots", "clips", "filters", "embeddings", "dedup", "windows",
+    SFT_STAGE, PRETRAIN_STAGE, "export",
 )  # fmt: skip
-"""In the order they run."""
+"""In the order they run; ``export`` only where it is configured."""
 
 STAGE_VERSION = {
-    "sources": 1,
-    "shots": 1,
-    "clips": 1,
-    "embeddings": 1,
+    "sources": 2,
+    "shots": 2,
+    "clips": 2,
+    "filters": 1,
+    "embeddings": 2,
+    "dedup": 1,
     "windows": 1,
     "manifests": 1,
+    "export": 1,
 }
 """Raise one when its stage's code gives other results: what was made before is then redone."""
 
@@ -76,7 +86,10 @@ class Refresh:
     def __init__(self, config: TriptychConfig, workspace: Workspace | None = None) -> None:
         self.config = config
         self.workspace = workspace or Workspace(Path(config.workspace).absolute())
+        self.downloads = Downloads(self.workspace.cache("downloads"), config.curation.sources)
+        self.limits = Limits.of(config.curation.shots)
         self.snapshot_id = ""
+        self._captions: dict[str, tuple[CaptionSpan, ...]] = {}
 
     def sources(self) -> StageCount:
         """Find and probe the videos.
@@ -86,11 +99,13 @@ class Refresh:
             TooManyFailures: A larger share than ``max_error_ratio`` met an unexpected error.
         """
         started = time.monotonic()
-        paths = list_videos(self.config.curation.sources)
-        pieces = [self._probe_piece(path) for path in paths]
-        missing = [p for p in pieces if not p.path.is_file()]
-        failures = pipeline.probe_sources(missing, self.config.engine)
-        rejects = [_failed(f, "sources", f.record_id) for f in failures]
+        cfg = self.config.curation
+        listing = list_videos(cfg.sources, self.downloads)
+        pieces = [self._probe_piece(video) for video in listing.videos]
+        # A remote file may have changed behind its name; asking costs no second download.
+        missing = [p for p in pieces if uris.path_of(p.record_id) is None or not p.path.is_file()]
+        failures = pipeline.probe_sources(missing, self.downloads, self.limits, self.config.engine)
+        rejects = [*listing.rejects, *(_failed(f, "sources", f.record_id) for f in failures)]
         found: list[Source] = []
         done = [p for p in pieces if p.record_id not in {f.record_id for f in failures}]
         for record in (read_json(p.path) for p in done):
@@ -98,15 +113,20 @@ class Refresh:
                 found.append(Source(**record["source"]))
             else:
                 rejects.append(Reject(**record["reject"]))
+        self._captions = captions_by_source(listing.videos, found)
         kept, duplicates = reject_duplicates(found)
         rejects += duplicates
+        if cfg.dedup.exact:
+            self._captions = _shared_captions(self._captions, kept)
+            kept, duplicates = reject_remuxed(kept)
+            rejects += duplicates
         self.snapshot_id = self._snapshot_id(found, rejects)
         self._building.write(SOURCES, self._building.tables.table("sources"), kept)
         return self._finish(
             "sources",
             "source",
             started,
-            received=len(paths),
+            received=len(listing.videos) + len(listing.rejects),
             kept=len(kept),
             rejects=rejects,
             reused=len(pieces) - len(missing),
@@ -124,17 +144,15 @@ class Refresh:
         """
         started = time.monotonic()
         sources = self._building.read(SOURCES, "sources")
-        config = self.config.curation.shots.model_dump(mode="json")
-        pieces = {
-            s.source_id: Piece(
-                s.source_id,
-                self._shots_path(s.source_id),
-                {"source": dataclasses.asdict(s), "config": config},
-            )
+        pieces = [
+            Piece(s.source_id, self._shots_path(s.source_id), {"source": dataclasses.asdict(s)})
             for s in sources
-        }
-        missing = [p for p in pieces.values() if not p.path.is_file()]
-        failures = {f.record_id: f for f in pipeline.find_shots(missing, self.config.engine)}
+        ]
+        missing = [p for p in pieces if not p.path.is_file()]
+        found = pipeline.find_shots(
+            missing, self.downloads, self.config.curation.shots, self.config.engine
+        )
+        failures = {f.record_id: f for f in found}
         shots: list[Shot] = []
         rejects: list[Reject] = []
         measured: list[Source] = []
@@ -174,10 +192,9 @@ class Refresh:
         )
 
     def clips(self) -> StageCount:
-        """Trim shots to clips and give them their captions."""
+        """Trim shots to spans of usable length, the clips, and give them their captions."""
         started = time.monotonic()
         shots = _by_source(self._building.read(SHOTS, "shots"))
-        captions = self._captions()
         model = self.config.training.model
         clips: list[Clip] = []
         rejects: list[Reject] = []
@@ -190,7 +207,7 @@ class Refresh:
                 source,
                 shots[source.source_id],
                 detection.frame_pts,
-                captions.get(source.uri, []),
+                self._captions.get(source.source_id, ()),
                 self.config.curation.clips,
                 frames=model.frames,
                 max_stride=model.max_stride,
@@ -198,9 +215,24 @@ class Refresh:
             clips += made
             rejects += refused
         self._building.write(CLIPS, self._building.tables.table("clips"), clips)
-        received = sum(map(len, shots.values()))
+        received = len(clips) + len(rejects)
         return self._finish(
-            "clips", "shot", started, received=received, kept=len(clips), rejects=rejects
+            "clips", "span", started, received=received, kept=len(clips), rejects=rejects
+        )
+
+    def filters(self) -> StageCount:
+        """Leave out the clips whose measured scores pass a threshold."""
+        started = time.monotonic()
+        clips = self._building.read(CLIPS, "clips")
+        kept, rejects = filter_clips(
+            clips,
+            self._building.read(SHOTS, "shots"),
+            self._building.read(SOURCES, "sources"),
+            self.config.curation.filters,
+        )
+        self._building.write(CLIPS, self._building.tables.table("clips"), kept)
+        return self._finish(
+            "filters", "clip", started, received=len(clips), kept=len(kept), rejects=rejects
         )
 
     def embeddings(self) -> StageCount:
@@ -223,7 +255,13 @@ class Refresh:
                 pieces.append(Piece(name, cache / source_id / f"{name}.parquet", {"clips": rows}))
         wanted = {c.clip_id: c for of_source in clips.values() for c in of_source}
         reused = sum(clip_id in known for clip_id in wanted)
-        failures = pipeline.embed_clips(pieces, self.config.curation.embedding, self.config.engine)
+        failures = pipeline.embed_clips(
+            pieces,
+            self.downloads,
+            self.config.curation.embedding,
+            self.limits,
+            self.config.engine,
+        )
         for folder in sorted({p.path.parent for p in pieces}):
             known |= {e.clip_id: e for e in _read_pieces(folder)}
         rows = [known[clip_id] for clip_id in wanted if clip_id in known]
@@ -238,14 +276,32 @@ class Refresh:
             reused=reused,
         )
 
+    def dedup(self) -> StageCount:
+        """Leave out clips that look almost like another one, of this or an earlier refresh."""
+        started = time.monotonic()
+        cfg = self.config.curation.dedup
+        clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
+        vectors = self._vectors()
+        model = self._embedder()
+        earlier = [Snapshot(self._dataset / name) for name in self._earlier()]
+        described = [c for clip_id, c in clips.items() if clip_id in vectors]
+        kept, rejects = find_duplicates(
+            described,
+            vectors,
+            earlier_vectors(earlier, model.model_id, model.weights_sha256),
+            cfg,
+        )
+        rows = [clips[clip_id] for clip_id in kept]
+        self._building.write(CLIPS, self._building.tables.table("clips"), rows)
+        return self._finish(
+            "dedup", "clip", started, received=len(described), kept=len(rows), rejects=rejects
+        )
+
     def windows(self) -> StageCount:
         """Compare consecutive clips."""
         started = time.monotonic()
         cfg = self.config.curation.windows
-        vectors: dict[str, npt.NDArray[np.floating]] = {
-            e.clip_id: np.asarray(e.vector, np.float32)
-            for e in self._building.read(EMBEDDINGS, "embeddings")
-        }
+        vectors = self._vectors()
         windows, rejects, received = [], [], 0
         for clips in _by_source(self._building.read(CLIPS, "clips")).values():
             made, refused = make_windows(clips, vectors, cfg)
@@ -289,15 +345,53 @@ class Refresh:
         )
         return sft_count, pretrain_count
 
+    def export(self) -> StageCount:
+        """Write every clip as a file of its own (``curation.export.mode``).
+
+        Raises:
+            TooManyFailures: A larger share than ``max_error_ratio`` met an unexpected error.
+        """
+        started = time.monotonic()
+        cfg = self.config.curation.export
+        folder = self.workspace.cache("exports")
+        clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
+        key = fingerprint(STAGE_VERSION["export"], cfg.hash())
+        pieces = [
+            Piece(
+                clip_id,
+                folder / key / f"{clip_id}.json",
+                {"clip": dataclasses.asdict(clip), "folder": str(folder)},
+            )
+            for clip_id, clip in clips.items()
+        ]
+        # Every piece is done again, for a file may be gone; an undamaged one is only checked.
+        failures = pipeline.export_clips(
+            pieces, self.downloads, cfg, self.limits, self.config.engine
+        )
+        failed = {f.record_id for f in failures}
+        records = [read_json(p.path) for p in pieces if p.record_id not in failed]
+        exports = [Export(**r["export"]) for r in records if "export" in r]
+        rejects = [Reject(**r["reject"]) for r in records if "reject" in r]
+        rejects += [_failed(f, "export", clips[f.record_id].uri) for f in failures]
+        self._building.write(EXPORTS, self._building.tables.table("exports"), exports)
+        return self._finish(
+            "export", "clip", started, received=len(clips), kept=len(exports), rejects=rejects
+        )
+
     def publish(self) -> Snapshot:
         """Make the finished tables a snapshot and let ``LATEST`` name it (``Building.publish``)."""
-        return self._building.publish(STAGES, self.config)
+        exported = self.config.curation.export.mode != "none"
+        return self._building.publish(STAGES if exported else STAGES[:-1], self.config)
+
+    @property
+    def _dataset(self) -> Path:
+        return self.workspace.dataset(self.config.curation.dataset)
 
     @property
     def _building(self) -> Building:
         assert self.snapshot_id, "sources() must run first"
         return Building(
-            self.workspace.dataset(self.config.curation.dataset),
+            self._dataset,
             self.snapshot_id,
             {
                 "config_hash": fingerprint(self._relevant_config()),
@@ -309,12 +403,12 @@ class Refresh:
         count = self._building.finish(stage, unit, started, **numbers)
         return count.check_failures(self.config.curation.max_error_ratio)
 
-    def _probe_piece(self, path: Path) -> Piece:
-        """Keyed by path and stat: ctime changes with the content even where mtime was set back."""
-        key = fingerprint(STAGE_VERSION["sources"], str(path), _stat(path))
-        return Piece(
-            str(path), self.workspace.cache("sources") / f"{key}.json", {"path": str(path)}
-        )
+    def _probe_piece(self, video: Listed) -> Piece:
+        """Keyed by name and stat: ctime changes with the content even where mtime was set back."""
+        path = uris.path_of(video.uri)
+        stat = _stat(path) if path is not None else ()
+        key = fingerprint(STAGE_VERSION["sources"], video.uri, stat)
+        return Piece(video.uri, self.workspace.cache("sources") / f"{key}.json", {"uri": video.uri})
 
     def _shots_path(self, source_id: str) -> Path:
         key = fingerprint(STAGE_VERSION["shots"], self.config.curation.shots.hash())
@@ -329,21 +423,39 @@ class Refresh:
         return ShotDetection(**(values | {"shots": [Shot(**s) for s in values["shots"]]}))
 
     def _embeddings_cache(self) -> Path:
-        cfg = self.config.curation.embedding
-        model = load_embedder(cfg.model, cfg.height_px)
+        model = self._embedder()
         key = fingerprint(
-            STAGE_VERSION["embeddings"], model.model_id, model.weights_sha256, cfg.hash()
+            STAGE_VERSION["embeddings"],
+            model.model_id,
+            model.weights_sha256,
+            self.config.curation.embedding.hash(),
         )
         return self.workspace.cache("embeddings") / key
 
-    def _captions(self) -> dict[str, list[CaptionSpan]]:
-        csv_path = self.config.curation.sources.captions_csv
-        return read_captions(Path(csv_path)) if csv_path else {}
+    def _embedder(self) -> Embedder:
+        cfg = self.config.curation.embedding
+        return load_embedder(cfg.model, cfg.height_px)
+
+    def _vectors(self) -> dict[str, npt.NDArray[np.floating]]:
+        rows = self._building.read(EMBEDDINGS, "embeddings")
+        return {e.clip_id: np.asarray(e.vector, np.float32) for e in rows}
+
+    def _earlier(self) -> list[str]:
+        """Names of the finished snapshots that near-duplicates are looked for in.
+
+        They are not part of ``snapshot_id``: with unchanged inputs the snapshot there is holds.
+        """
+        cfg = self.config.curation.dedup
+        if not cfg.earlier or cfg.near_threshold is None:
+            return []
+        return sorted(d.name for d in self._dataset.glob("[!.]*") if read_done(d) is not None)
 
     def _relevant_config(self) -> dict[str, Any]:
         """What the tables depend on besides the sources and captions themselves."""
         curation = self.config.curation.model_dump(mode="json")
-        used = ("shots", "clips", "embedding", "windows", "manifests")
+        used = (
+            "shots", "clips", "filters", "embedding", "dedup", "windows", "manifests", "export",
+        )  # fmt: skip
         model = self.config.training.model
         return {k: curation[k] for k in used} | {
             "frames": model.frames,
@@ -352,17 +464,24 @@ class Refresh:
         }
 
     def _snapshot_id(self, found: Sequence[Source], rejects: Sequence[Reject]) -> str:
-        uris = {s.uri for s in found}
         captions = {
-            uri: [dataclasses.astuple(span) for span in spans]
-            for uri, spans in self._captions().items()
-            if uri in uris
+            source_id: [dataclasses.astuple(span) for span in spans]
+            for source_id, spans in self._captions.items()
         }
-        if not captions and self.config.curation.sources.captions_csv:
-            log.warning("stage=sources captions=0 no caption of the CSV belongs to a source")
         inputs = sorted([s.uri, s.source_id] for s in found)
         left_out = sorted([r.uri, r.reason] for r in rejects)
         return fingerprint(inputs, left_out, captions, self._relevant_config())
+
+
+def _shared_captions(
+    captions: dict[str, tuple[CaptionSpan, ...]], sources: Sequence[Source]
+) -> dict[str, tuple[CaptionSpan, ...]]:
+    """What was given for one of several copies of a video holds for whichever is kept."""
+    spans: dict[str, list[CaptionSpan]] = defaultdict(list)
+    for source in sources:
+        spans[source.packet_sha256] += captions.get(source.source_id, ())
+    joined = {key: join_spans(found) for key, found in spans.items()}
+    return {s.source_id: joined[s.packet_sha256] for s in sources if joined[s.packet_sha256]}
 
 
 def _stat(path: Path) -> tuple[int, ...]:

@@ -1,75 +1,41 @@
-"""Finding source videos and making one ``sources`` row of each."""
+"""Making one ``sources`` row of each video. What is read is found by ``curation.listing``."""
 
 from __future__ import annotations
 
-import glob
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from curation.video import probe
-from schemas.config.curation import SourcesConfig
-from schemas.errors import InputError, VideoDecodeError
+from curation import uris
+from curation.defects import defect, open_plain, os_reject
+from curation.probe import probe
+from schemas.errors import VideoDecodeError
 from schemas.rows import Reject, Source
+
+__all__ = ["STAGE", "defect", "read_source", "reject_duplicates"]
 
 STAGE = "sources"
 
 
-def list_videos(cfg: SourcesConfig) -> list[Path]:
-    """Every configured video once, as absolute paths in sorted order.
+def read_source(path: Path, uri: str | None = None) -> Source | Reject:
+    """Probe one local file; a file that is no usable video becomes a reject with its reason.
 
-    An input is a file (taken whatever its suffix), a folder (searched recursively for
-    ``cfg.suffixes``) or a glob pattern (``**`` crosses folders; folders it matches are searched).
-    Hidden files are left out of folders.
-
-    Raises:
-        InputError: An input matches nothing.
+    Args:
+        path: Where its bytes are (``Downloads.opened``).
+        uri: Its name in tables; None: its path.
     """
-    suffixes = {s.lower() for s in cfg.suffixes}
-    found: set[Path] = set()
-    for text in cfg.inputs:
-        # A name may hold brackets or stars: what exists under that very name is no pattern.
-        # glob.glob, for Path.glob takes no absolute patterns.
-        names = [text] if Path(text).exists() else glob.glob(text, recursive=True)  # noqa: PTH207
-        videos = [video for name in names for video in _videos_in(Path(name), suffixes)]
-        if not videos:
-            raise InputError(
-                "an input of curation.sources.inputs matches no video",
-                found=text,
-                expected=f"a file, a folder with videos ({' '.join(sorted(suffixes))}) or a glob",
-                do="correct or remove the input",
-            )
-        found.update(video.absolute() for video in videos)
-    return sorted(found)
-
-
-def _videos_in(path: Path, suffixes: set[str]) -> Iterable[Path]:
-    if not path.is_dir():
-        return [path]
-    return [
-        child
-        for child in path.rglob("*")
-        if child.suffix.lower() in suffixes
-        and child.is_file()
-        and not any(part.startswith(".") for part in child.relative_to(path).parts)
-    ]
-
-
-def read_source(path: Path) -> Source | Reject:
-    """Probe one file; a file that is no usable video becomes a reject with its reason."""
+    name = uri or uris.uri_of(path)
     try:
-        return probe(path)
+        open_plain(path)
+        return dataclasses.replace(probe(path), uri=name)
     except VideoDecodeError as error:
-        return defect(error, str(path), STAGE, str(path))
-
-
-def defect(error: VideoDecodeError, record_id: str, stage: str, uri: str) -> Reject:
-    """The reject row of a known defect of an input."""
-    detail = error.what if error.found is None else f"{error.what}: {error.found}"
-    return Reject(record_id, stage, error.reason, detail, uri, failed=False)
+        return defect(error, name, STAGE, name)
+    except OSError as error:
+        return os_reject(error, STAGE, name)
 
 
 def reject_duplicates(sources: Iterable[Source]) -> tuple[list[Source], list[Reject]]:
-    """Keep, of files with the same bytes, the one whose path sorts first."""
+    """Keep, of files with the same bytes, the one whose name sorts first."""
     kept: dict[str, Source] = {}
     rejects: list[Reject] = []
     for source in sorted(sources, key=lambda s: s.uri):

@@ -44,9 +44,13 @@ def refresh_dataset(config: TriptychConfig) -> RefreshResult:
         else:
             counts.append(detect_shots(refresh))
             counts.append(trim_clips(refresh))
+            counts.append(filter_clips(refresh))
             counts.append(embed_clips(refresh))
+            counts.append(drop_duplicates(refresh))
             counts.append(compare_windows(refresh))
             counts += write_manifests(refresh)
+            if config.curation.export.mode != "none":
+                counts.append(export_clips(refresh))
     finally:
         stop_ray()
     snapshot = publish(refresh)
@@ -80,10 +84,22 @@ def trim_clips(refresh: Refresh) -> StageCount:
     return refresh.clips()
 
 
+@task(name="filters", cache_policy=NO_CACHE)
+def filter_clips(refresh: Refresh) -> StageCount:
+    """Leave out clips by their measured scores."""
+    return refresh.filters()
+
+
 @task(name="embeddings", cache_policy=NO_CACHE)
 def embed_clips(refresh: Refresh) -> StageCount:
     """Describe every clip by a vector."""
     return refresh.embeddings()
+
+
+@task(name="dedup", cache_policy=NO_CACHE)
+def drop_duplicates(refresh: Refresh) -> StageCount:
+    """Leave out clips that look almost like another one."""
+    return refresh.dedup()
 
 
 @task(name="windows", cache_policy=NO_CACHE)
@@ -96,6 +112,12 @@ def compare_windows(refresh: Refresh) -> StageCount:
 def write_manifests(refresh: Refresh) -> list[StageCount]:
     """Write the sft and the pretrain manifest."""
     return list(refresh.manifests())
+
+
+@task(name="export", cache_policy=NO_CACHE)
+def export_clips(refresh: Refresh) -> StageCount:
+    """Write clips as files of their own."""
+    return refresh.export()
 
 
 @task(name="publish", cache_policy=NO_CACHE)

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from curation import uris
 from curation.embeddings import spread_frames
+from curation.probe import display_size
 from curation.video import Frames, read_frames
-from schemas.errors import TriptychError
+from schemas.errors import InputError, TriptychError
 from schemas.layout import Workspace
 from schemas.rows import Clip, Generation, Reject, Shot, Source, Window
 from schemas.storage import atomic_path
@@ -230,16 +232,17 @@ def batch_videos(workspace: Workspace, rows: Sequence[Generation]) -> list[Video
 
 
 def _read(source: Source, item: Shot | Clip) -> Frames:
-    aspect = source.width_px * source.sar_num / (source.height_px * source.sar_den)
-    if source.rotation_deg % 180:
-        aspect = 1 / aspect
+    path = uris.path_of(source.uri)
+    if path is None:  # a page about a run is no reason to fetch gigabytes
+        raise InputError("the source is not a file of this machine", where=source.uri)
+    width_px, height_px = display_size(source)
     length = item.end_frame - item.start_frame
     return read_frames(
-        Path(source.uri),
+        path,
         spread_frames(item.start_frame, length, FRAMES_PER_SHOT),
         height_px=FRAME_HEIGHT_PX,
         # Bounded, so that a panorama or a phone's portrait video still fits in the row.
-        width_px=min(max(round(FRAME_HEIGHT_PX * aspect), 32), 240),
+        width_px=min(max(round(FRAME_HEIGHT_PX * width_px / height_px), 32), 240),
         start=(item.start_frame, item.start_pts),
     )
 

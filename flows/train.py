@@ -22,7 +22,7 @@ from schemas.storage import fingerprint, fingerprint_file, latest, point_latest,
 from training.base_model import make_tiny_base
 from training.checkpoints import model_sha256
 from training.job import MODEL
-from training.latents import encode_manifest
+from training.latents import encode_manifest, scene_reader
 from training.launch import run_stage
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def encode(
             manifest,
             model,
             workspace,
+            scene_reader(workspace, config.curation.sources),
             on_progress=lambda done, total: tell(done, total, ""),
         )
     for reject in encoded.rejects:

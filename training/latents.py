@@ -22,7 +22,9 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+from curation.downloads import Downloads
 from curation.video import read_frames
+from schemas.config.curation import SourcesConfig
 from schemas.config.training import TrainingConfig
 from schemas.counts import StageCount, count_reasons
 from schemas.errors import InputError, VideoDecodeError
@@ -41,22 +43,28 @@ FrameReader = Callable[[Scene, Sequence[int], int, int], npt.NDArray[np.uint8]]
 """(scene, frame numbers in its source, height_px, width_px) to (frames, height, width, 3) RGB."""
 
 
-def read_scene(
-    scene: Scene, frames: Sequence[int], height_px: int, width_px: int
-) -> npt.NDArray[np.uint8]:
-    """Read frames as the official trainer does: scaled on the short side, centre-cropped.
+def scene_reader(workspace: Workspace, sources: SourcesConfig) -> FrameReader:
+    """Reads frames as the official trainer does: scaled on the short side, centre-cropped.
 
-    Raises:
-        VideoDecodeError: The source cannot be read, or ends before a wanted frame.
+    The reader raises VideoDecodeError where a source cannot be fetched or read, has changed, or
+    ends before a wanted frame. Remote sources are taken from the workspace, or fetched again.
     """
-    return read_frames(
-        Path(scene.uri),
-        frames,
-        height_px=height_px,
-        width_px=width_px,
-        mode="cover",
-        start=(scene.start_frame, scene.start_pts),
-    )
+    downloads = Downloads(workspace.cache("downloads"), sources)
+
+    def read(
+        scene: Scene, frames: Sequence[int], height_px: int, width_px: int
+    ) -> npt.NDArray[np.uint8]:
+        with downloads.opened(scene.uri, scene.source_id) as path:
+            return read_frames(
+                path,
+                frames,
+                height_px=height_px,
+                width_px=width_px,
+                mode="cover",
+                start=(scene.start_frame, scene.start_pts),
+            )
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def encode_manifest(
     manifest: Path,
     model: Path,
     workspace: Workspace,
-    read: FrameReader = read_scene,
+    read: FrameReader,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Encoded:
     """Fill the cache with all that training on ``manifest`` reads.
@@ -90,7 +98,7 @@ def encode_manifest(
         manifest: SAMPLES table; only its training samples are encoded.
         model: Model folder with ``vae``, ``tokenizer`` and ``text_encoder``.
         workspace: Whose ``latents`` and ``captions`` caches are filled.
-        read: Reads the frames of a scene.
+        read: Reads the frames of a scene (:func:`scene_reader`).
         on_progress: Called with (scenes done, scenes in all).
 
     Raises:

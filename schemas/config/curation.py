@@ -58,12 +58,10 @@ class SourcesConfig(StageConfig):
 class ShotsConfig(StageConfig):
     """How shots are found."""
 
-    detector: Literal[
-        "fast", "adaptive", "content", "histogram", "hash", "panda70m", "transnetv2"
-    ] = Field(
+    detector: Literal["fast", "adaptive", "content", "histogram", "hash"] = Field(
         default="fast",
-        description="fast (ours: cuts, dissolves, fades), PySceneDetect's adaptive, content, "
-        "histogram, hash, Panda-70M's two stages, or TransNetV2 (needs weights).",
+        description="fast (ours: cuts, dissolves, fades), or PySceneDetect's adaptive, content, "
+        "histogram, hash (cuts only).",
     )
     threshold: float | None = Field(
         default=None,
@@ -81,9 +79,6 @@ class ShotsConfig(StageConfig):
         description="Height of the frames PySceneDetect's detectors see, 16 to 2160.",
         ge=16,
         le=2160,
-    )
-    transnetv2_weights: str | None = Field(
-        default=None, description="TransNetV2 weights (PyTorch state dict), for that detector."
     )
     timeout_s: float = Field(
         default=600.0,

@@ -1,49 +1,27 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from curation.mp4 import write_mp4
-from curation.video import decode, fit, iter_frames, probe, read_frames
+from curation.probe import display_size, probe
+from curation.video import decode, fit, quarter_turns, read_frames, scaled
 from schemas.errors import VideoDecodeError
-
-
-def reason_of(path: Path) -> str:
-    with pytest.raises(VideoDecodeError) as caught:
-        probe(path)
-    return caught.value.reason
-
-
-def test_probe_reports_the_coded_picture(samples: Path) -> None:
-    source = probe(samples / "big_buck_bunny.mp4")
-    assert (source.width_px, source.height_px, source.codec) == (480, 360, "h264")
-    assert (source.time_base_num, source.time_base_den, source.avg_fps) == (1, 30, 24.0)
-    assert source.has_audio
-    assert source.num_frames is None  # unknown until every frame was decoded
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"), [("empty.mp4", "empty_file"), ("audio_only.mp4", "no_video_stream")]
-)
-def test_unusable_files_are_refused_with_their_reason(
-    samples: Path, name: str, reason: str
-) -> None:
-    assert reason_of(samples / "broken" / name) == reason
-
-
-def test_text_and_missing_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.mp4").write_text("no video " * 50)
-    assert reason_of(tmp_path / "text.mp4") == "cannot_open"
-    assert reason_of(tmp_path / "gone.mp4") == "not_found"
 
 
 def test_a_damaged_film_fails_where_the_damage_is(samples: Path) -> None:
     with pytest.raises(VideoDecodeError) as caught:
         list(decode(samples / "broken" / "corrupt.mp4"))
     assert caught.value.reason in {"decode_error", "cannot_open"}
+
+
+@pytest.fixture
+def odd(samples: Path) -> Path:
+    return samples.parent / "odd"
 
 
 @pytest.mark.parametrize(("name", "step"), [("big_buck_bunny.mp4", 23), ("chaplin.mp4", 110)])
@@ -99,6 +77,67 @@ def test_rotation_is_applied_alike(tmp_path: Path) -> None:
     assert red[8:].max() < 60
 
 
+@pytest.mark.parametrize("name", ["vfr_slow_motion.mp4", "rotated_phone.mov", "vp9_alpha.webm"])
+def test_odd_files_give_the_same_frames_by_every_backend(odd: Path, name: str) -> None:
+    path = odd / name
+    frames = list(decode(path))
+    numbers = sorted({0, 1, len(frames) // 2, len(frames) - 1})
+    width, height = display_size(probe(path))
+    for size in ({"height_px": height, "width_px": width}, {"height_px": 32, "width_px": 32}):
+        expected = []
+        for number in numbers:
+            turns = quarter_turns(frames[number])
+            upright = np.rot90(frames[number].to_ndarray(format="rgb24"), turns)
+            expected.append(fit(upright, size["height_px"], size["width_px"], "cover"))
+        for backend in ("auto", "pyav", "decord"):
+            read = read_frames(path, numbers, mode="cover", backend=backend, **size)
+            assert np.array_equal(read, expected), backend
+
+
+def test_a_size_change_midstream_gives_one_size_and_the_same_pictures(odd: Path) -> None:
+    size = {"height_px": 150, "width_px": 200}
+    numbers = [0, 58, 100, 117]  # red 400 x 300, then green 200 x 150
+    by_pyav, by_decord = (
+        read_frames(odd / "size_change.mp4", numbers, backend=b, **size).astype(int)
+        for b in ("pyav", "decord")
+    )
+    assert [tuple(frame[75, 100] > 60) for frame in by_pyav] == [
+        (True, False, False),
+        (True, False, False),
+        (False, True, False),
+        (False, True, False),
+    ]
+    assert np.abs(by_pyav - by_decord).max() <= 4
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_become_square(tmp_path: Path, turned: bool) -> None:
+    """A disc stored twice as narrow comes out round, upright or on its side."""
+    y, x = np.mgrid[0:128, 0:128]
+    disc = np.where((x * 2 - 128) ** 2 + (y - 64) ** 2 < 40**2, 255, 0).astype(np.uint8)
+    path = tmp_path / "anamorphic.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        if turned:
+            stream.set_display_rotation(90)
+        image = np.repeat(disc[:, :, None], 3, 2)
+        for i in range(3):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    source = probe(path)
+    assert (source.sar_num, source.sar_den) == (2, 1)
+    assert display_size(source) == ((128, 256) if turned else (256, 128))
+    for backend in ("pyav", "decord", "auto"):
+        shown = read_frames(path, [2], height_px=128, width_px=128, mode="cover", backend=backend)
+        lit = shown[0, :, :, 0] > 128
+        assert abs(int(lit.any(0).sum()) - 80) <= 2
+        assert abs(int(lit.any(1).sum()) - 80) <= 2
+
+
 def test_frames_beyond_the_end_are_an_error(samples: Path) -> None:
     for backend in ("pyav", "auto"):
         with pytest.raises(VideoDecodeError) as caught:
@@ -115,11 +154,9 @@ def test_cover_keeps_the_aspect_and_crops_the_middle() -> None:
     assert fit(frame, 10, 10, "stretch")[:, 0].max() == 0
 
 
-def test_iter_frames_streams_small_frames_with_their_times(samples: Path) -> None:
-    frames = list(iter_frames(samples / "chaplin.mp4", 45))
-    assert len(frames) == 241
-    assert frames[0].bgr.shape == (45, 80, 3)
-    assert all(a.pts + a.duration == b.pts for a, b in pairwise(frames))
+def test_scaled_keeps_the_aspect(samples: Path) -> None:
+    frame = next(decode(samples / "chaplin.mp4"))
+    assert scaled(frame, 45).shape == (45, 80, 3)
 
 
 @pytest.mark.parametrize("width_px", [16, 48, 72, 128])

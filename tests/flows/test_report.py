@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.mp4 import write_mp4
-from curation.video import probe
+from curation.probe import probe
 from flows.charts import moving_mean, similarity_histogram
 from flows.report import build_report, merge_counts
 from flows.sheets import evenly
@@ -61,7 +61,8 @@ def shot_and_clip(source: Source, index: int, caption: str) -> tuple[Shot, Clip]
     pts = source.time_base_den // source.time_base_num // 12
     shot = Shot(
         f"{source.source_id}-shot-{index}", source.source_id, index, start * pts, end * pts, start,
-        end, start / 12, end / 12, "cut", "cut", "adaptive", None, 0.5, 0.1, 0.2,
+        end, start / 12, end / 12, "cut", "cut", 0, 0, "fast", None, 0.5, 0.1, 0.2,
+        0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, source.width_px, source.height_px,
     )  # fmt: skip
     clip = Clip(
         f"{source.source_id}-clip-{index}", shot.shot_id, source.source_id, source.uri, index,

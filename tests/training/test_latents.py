@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from curation.mp4 import write_mp4
+from schemas.config.curation import SourcesConfig
 from schemas.config.training import TrainingConfig
 from schemas.errors import ManifestError, VideoDecodeError
 from schemas.layout import Workspace
@@ -14,7 +15,7 @@ from tests.training.conftest import SHAPE, make_sample, make_scene, painted_fram
 from training.base_model import load_text_encoder, load_tokenizer, load_vae
 from training.cache import LatentCache
 from training.data import LatentDataset
-from training.latents import encode_manifest, encode_texts
+from training.latents import encode_manifest, encode_texts, scene_reader
 
 CONFIG = TrainingConfig(model=SHAPE)
 
@@ -99,7 +100,9 @@ def test_scenes_are_read_from_real_video(ground, tmp_path):
     scenes = [dataclasses.replace(make_scene(0, i), uri=str(tmp_path / "v.mp4")) for i in range(3)]
     manifest = tmp_path / "m.parquet"
     write_table(manifest, SAMPLES, [make_sample(0, scenes=scenes)])
-    done = encode_manifest(CONFIG, manifest, ground.base, Workspace(tmp_path / "ws"))
+    workspace = Workspace(tmp_path / "ws")
+    read = scene_reader(workspace, SourcesConfig())
+    done = encode_manifest(CONFIG, manifest, ground.base, workspace, read)
     assert done.rejects == []
     assert done.scenes.kept == 3
 
