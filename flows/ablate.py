@@ -13,11 +13,10 @@ import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from rich.table import Table
 
 from curation.manifests import sft_samples
 from flows.artifacts import leave_summary
-from flows.console import out
+from flows.console import narrow_table, out
 from flows.refresh import refresh_dataset
 from schemas.config import ManifestsConfig, TriptychConfig
 from schemas.layout import Snapshot, Workspace
@@ -122,12 +121,10 @@ def publish(config: TriptychConfig, snapshot: Snapshot, cells: list[Cell]) -> Pa
 
 
 def show_cells(cells: Sequence[Cell]) -> None:
-    """Print one row per threshold."""
+    """Print one row per threshold; ``mean`` is the mean similarity of the windows kept."""
     title = f"sft windows kept, by lowest {cells[0].statistic}" if cells else "no thresholds"
-    table = Table(title=title, title_justify="left", header_style="bold")
     names = ("low", "high", "windows", "kept", "below", "above", "clips", "sources", "minutes")
-    for name in (*names, "mean similarity"):
-        table.add_column(name, justify="right")
+    table = narrow_table(title, *names, "mean")
     for c in cells:
         mean = "" if c.mean_similarity is None else f"{c.mean_similarity:.3f}"
         numbers = (c.input_windows, c.kept_windows, c.below, c.above, c.clips, c.sources)

@@ -34,11 +34,8 @@ def show_logs(verbose: bool) -> None:
 
 def show_counts(counts: Sequence[StageCount], title: str) -> None:
     """Print one row per stage (it fits 80 columns), then the reasons of what was left out."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    table.pad_edge, table.collapse_padding = False, True
-    table.add_column("stage", no_wrap=True)
-    for name in ("input", "kept", "rejected", "failed", "made", "reused", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("input", "kept", "rejected", "failed", "made", "reused", "seconds")
+    table = narrow_table(title, "stage", *numbers)
     for c in counts:
         failed = f"[red]{c.failed}[/red]" if c.failed else "0"
         made = "" if c.produced is None else str(c.produced)
@@ -50,6 +47,15 @@ def show_counts(counts: Sequence[StageCount], title: str) -> None:
         if c.reasons:
             reasons = ", ".join(f"{n} {reason}" for reason, n in c.reasons.items())
             out.print(f"left out in {c.stage}: {reasons}", highlight=False)
+
+
+def narrow_table(title: str, *columns: str) -> Table:
+    """An empty table that keeps to 80 columns; all columns but the first are set right."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
 
 
 def show_error(error: TriptychError) -> int:

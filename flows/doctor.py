@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -153,10 +153,27 @@ def _ray() -> Finding:
     return Finding("Ray", found == "42", "started, ran one task" if found == "42" else found)
 
 
+_ONE_STEP = """
+import torch
+from schemas.config import TrainingConfig, TrainStageConfig
+from training.deepspeed_config import deepspeed_config
+from training.engine import Ranks, start_deepspeed
+with Ranks.joined() as ranks:
+    stage = TrainStageConfig(batch_size=1, micro_batch_size=1)
+    engine = start_deepspeed(torch.nn.Linear(2, 2), deepspeed_config(TrainingConfig(), stage, 1))
+    engine.backward(engine(torch.ones(1, 2, device=ranks.device)).sum())
+    engine.step()
+    print(engine.global_steps, "step on", ranks.device)
+"""
+
+
 def _deepspeed() -> Finding:
-    code = "import deepspeed; print(deepspeed.get_accelerator().device_name())"
-    found = _child([sys.executable, "-c", code], 120)
-    return Finding("DeepSpeed", found in {"cpu", "cuda"}, f"accelerator: {found}")
+    from training.launch import free_port  # here: it loads torch
+
+    env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    env["MASTER_PORT"] = str(free_port())
+    found = _child([sys.executable, "-c", _ONE_STEP], 180, env)
+    return Finding("DeepSpeed", found.startswith("1 step"), f"ZeRO-2 optimizer: {found}")
 
 
 def _prefect() -> Finding:
@@ -191,9 +208,16 @@ def _disk() -> Finding:
     return Finding("disk", free >= FREE_DISK_GB, f"{free:.1f} GB free here")
 
 
-def _child(command: list[str], timeout_s: float) -> str:
+def _child(command: list[str], timeout_s: float, env: Mapping[str, str] | None = None) -> str:
     """Last line a command prints, or the last line of its error."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
     text = done.stdout if done.returncode == 0 else done.stderr or f"exit code {done.returncode}"
     lines = text.strip().splitlines()
     return lines[-1] if lines else ""

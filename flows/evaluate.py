@@ -8,10 +8,9 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from rich.table import Table
 
 from flows.artifacts import leave_counts, leave_summary
-from flows.console import out
+from flows.console import narrow_table, out
 from inference.evaluation import aggregate, evaluate
 from schemas.config import TriptychConfig
 from schemas.counts import StageCount
@@ -60,9 +59,8 @@ def score(config: TriptychConfig, batch: Path) -> tuple[dict[str, Any], StageCou
 
 def show_scores(summary: dict[str, Any]) -> None:
     """Print the means: the three scores x 100, and how many videos they stand on."""
-    table = Table(title="consistency x 100", title_justify="left", header_style="bold")
-    for name in ("visual", "semantic", "sequence", "scored", "videos"):
-        table.add_column(name, justify="right")
+    names = ("visual", "semantic", "sequence", "scored", "videos")
+    table = narrow_table("consistency x 100", *names)
     means = [summary[n] for n in ("visual", "semantic", "sequence")]
     texts = ["none" if m is None else f"{m:.2f}" for m in means]
     table.add_row(*texts, str(summary["scored"]), str(summary["videos"]))

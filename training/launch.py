@@ -158,7 +158,7 @@ def _run_child(job: Job, on_metrics: OnMetrics | None) -> None:
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--hostfile", os.devnull),  # this machine only, whatever /job/hostfile says
-        *("--num_gpus", str(ranks), "--master_port", str(_free_port()), "--quiet"),
+        *("--num_gpus", str(ranks), "--master_port", str(free_port()), "--quiet"),
         *("--module", "training.loop"),
         *("--job", str(job.run_dir / "job.json"), "--parent-pid", str(os.getpid())),
     ]
@@ -201,7 +201,8 @@ def _environment(ranks: int) -> dict[str, str]:
     return env
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port nobody listens on right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
