@@ -13,7 +13,7 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 WORKSPACE ?= workspace
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format lock clean
+.PHONY: help setup demo test test-fast bench-shots check format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpe
 
 test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed or browser (under 60 s)
 	@$(BIN)/python -m pytest -m "not slow"
+
+bench-shots: $(READY) ## Shot detectors beside PySceneDetect (MEDIA=folder; default: the samples)
+	@$(BIN)/python benchmarks/shots.py $(MEDIA)
 
 check: $(READY) ## Format, lint, types, import rule
 	@$(BIN)/ruff format --check .

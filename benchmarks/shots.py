@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/shots.py [MEDIA_FOLDER] [--repeat 3] [--out build/bench/shots.json]
 
-MEDIA_FOLDER (the project's samples unless given) holds videos and their ground truth, ``truth.json``
-or ``cuts.json``: per file ``nframes``, ``cuts`` (first frame of each new shot), ``soft`` and
-``ambiguous`` ([start, end] spans).
+MEDIA_FOLDER (the project's samples unless given) holds videos and their ground truth,
+``truth.json`` or ``cuts.json``: per file ``nframes``, ``cuts`` (first frame of each new shot),
+``soft`` and ``ambiguous`` ([start, end] spans).
 
 A boundary inside a soft transition, give or take three frames, counts as finding it and never as a
 false cut; boundaries in ambiguous spans are ignored.

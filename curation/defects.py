@@ -6,7 +6,7 @@ import errno
 import stat
 from pathlib import Path
 
-from curation import uris
+from curation.inputs import uris
 from schemas.errors import VideoDecodeError
 from schemas.rows import Reject
 

@@ -31,8 +31,8 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from curation.defects import defect
-from curation.downloads import Downloads
 from curation.embeddings import load_embedder, spread_frames
+from curation.inputs.downloads import Downloads
 from curation.isolation import run_isolated
 from schemas.config.curation import EmbeddingConfig, ExportConfig, ShotsConfig
 from schemas.config.root import EngineConfig

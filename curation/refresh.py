@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curation import pipeline, uris
+from curation import pipeline
 from curation.captions import CaptionSpan, join_spans
 from curation.clips import make_clips
 from curation.dedup import earlier_vectors, find_duplicates, reject_remuxed
-from curation.downloads import Downloads
 from curation.embeddings import Embedder, load_embedder
 from curation.filters import filter_clips
-from curation.listing import captions_by_source, list_videos
-from curation.lists import Listed
+from curation.inputs import uris
+from curation.inputs.downloads import Downloads
+from curation.inputs.listing import captions_by_source, list_videos
+from curation.inputs.lists import Listed
 from curation.manifests import PRETRAIN_STAGE, SFT_STAGE, pretrain_samples, sft_samples
 from curation.pipeline import Failure, Limits, Piece
 from curation.shots import ShotDetection

@@ -1,4 +1,4 @@
-"""Making one ``sources`` row of each video. What is read is found by ``curation.listing``."""
+"""Making one ``sources`` row of each video. ``curation.inputs`` finds what is to be read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from curation import uris
 from curation.defects import defect, open_plain, os_reject
+from curation.inputs import uris
 from curation.probe import probe
 from schemas.errors import VideoDecodeError
 from schemas.rows import Reject, Source

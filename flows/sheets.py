@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from curation import uris
 from curation.embeddings import spread_frames
+from curation.inputs import uris
 from curation.probe import display_size
 from curation.video import Frames, read_frames
 from schemas.errors import InputError, TriptychError

@@ -22,7 +22,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
-from curation.downloads import Downloads
+from curation.inputs.downloads import Downloads
 from curation.video import read_frames
 from schemas.config.curation import SourcesConfig
 from schemas.config.training import TrainingConfig

@@ -19,10 +19,10 @@ import av
 import numpy as np
 import pytest
 
+from curation.inputs.uris import uri_of
 from curation.isolation import run_isolated
 from curation.mp4 import write_mp4
 from curation.probe import display_size, probe
-from curation.uris import uri_of
 from curation.video import decode, fit, open_video, pixel_aspect, quarter_turns, read_frames
 from schemas.config.curation import ShotsConfig
 from schemas.errors import VideoDecodeError

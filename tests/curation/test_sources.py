@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from curation.captions import CaptionSpan
-from curation.downloads import Downloads
-from curation.listing import captions_by_source
-from curation.lists import Listed
+from curation.inputs.downloads import Downloads
+from curation.inputs.listing import captions_by_source
+from curation.inputs.lists import Listed
+from curation.inputs.uris import uri_of
 from curation.sources import read_source, reject_duplicates
-from curation.uris import uri_of
 from schemas.config.curation import SourcesConfig
 from schemas.rows import Reject, Source
 

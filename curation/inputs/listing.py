@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from curation import uris
 from curation.captions import CaptionSpan, join_spans
 from curation.defects import open_plain
-from curation.downloads import Downloads
-from curation.folders import find_files
-from curation.lists import LIST_SUFFIXES, Listed, ListFile, detect_kind, read_list
-from curation.official import read_pretrain_csv, read_sft_json
-from curation.panda70m import read_panda70m
-from curation.video2dataset import is_video2dataset, read_video2dataset
+from curation.inputs import uris
+from curation.inputs.downloads import Downloads
+from curation.inputs.folders import find_files
+from curation.inputs.lists import LIST_SUFFIXES, Listed, ListFile, detect_kind, read_list
+from curation.inputs.official import read_pretrain_csv, read_sft_json
+from curation.inputs.panda70m import read_panda70m
+from curation.inputs.video2dataset import is_video2dataset, read_video2dataset
 from schemas.config.curation import SourcesConfig
 from schemas.errors import InputError, VideoDecodeError
 from schemas.rows import Reject, Source
@@ -37,7 +37,7 @@ class Listing:
 
 
 def list_videos(cfg: SourcesConfig, downloads: Downloads) -> Listing:
-    """Every configured video, named as in ``curation.uris``; the order of inputs does not matter.
+    """Every configured video, named as in ``inputs.uris``; the order of inputs does not matter.
 
     Remote lists are fetched here; the videos are not. Relative paths in a list are joined to
     ``cfg.media_root``, or to the list's folder. A Panda-70M table with a media root is joined to

@@ -16,9 +16,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from curation import uris
 from curation.captions import CSV_SOURCE, CaptionSpan
-from curation.lists import BadRow, Listed, ListFile, read_rows, require_all
+from curation.inputs import uris
+from curation.inputs.lists import BadRow, Listed, ListFile, read_rows, require_all
 from schemas.rows import Reject
 
 _REQUIRED = ("videoID", "url", "timestamp", "caption", "matching_score")

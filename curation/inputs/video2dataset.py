@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from curation import uris
 from curation.captions import CaptionSpan
-from curation.lists import BadRow, Listed, ListFile, read_rows
+from curation.inputs import uris
+from curation.inputs.lists import BadRow, Listed, ListFile, read_rows
 from curation.sources import STAGE
 from schemas.rows import Reject
 

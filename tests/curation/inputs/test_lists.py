@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.captions import CaptionSpan
-from curation.lists import Listed, ListFile, detect_kind, read_list
+from curation.inputs.lists import Listed, ListFile, detect_kind, read_list
 from schemas.errors import InputError
 from schemas.rows import Reject
 

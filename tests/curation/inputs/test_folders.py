@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from curation.folders import find_files
+from curation.inputs.folders import find_files
 from schemas.errors import ConfigError
 from schemas.rows import Reject
 

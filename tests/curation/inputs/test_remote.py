@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from curation import remote
 from curation.defects import TRANSIENT
-from curation.downloads import Downloads
-from curation.listing import list_videos
-from curation.lists import Listed
+from curation.inputs import remote
+from curation.inputs.downloads import Downloads
+from curation.inputs.listing import list_videos
+from curation.inputs.lists import Listed
 from schemas.config.curation import SourcesConfig
 from schemas.errors import VideoDecodeError
 

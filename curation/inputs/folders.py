@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from fsspec.utils import glob_translate
 
-from curation import uris
 from curation.defects import os_reject
-from curation.remote import open_store
+from curation.inputs import uris
+from curation.inputs.remote import open_store
 from curation.sources import STAGE
 from schemas.errors import InputError
 from schemas.rows import Reject

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.captions import CaptionSpan
-from curation.downloads import Downloads
-from curation.lists import Listed
-from curation.video2dataset import is_video2dataset, read_video2dataset
+from curation.inputs.downloads import Downloads
+from curation.inputs.lists import Listed
+from curation.inputs.video2dataset import is_video2dataset, read_video2dataset
 from schemas.config.curation import SourcesConfig
 from schemas.rows import Reject
 

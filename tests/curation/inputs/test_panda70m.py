@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.captions import CaptionSpan
-from curation.lists import Listed, ListFile
-from curation.panda70m import read_panda70m
+from curation.inputs.lists import Listed, ListFile
+from curation.inputs.panda70m import read_panda70m
 from schemas.errors import InputError
 from schemas.rows import Reject
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from curation.remote import failure, persist, too_large
+from curation.inputs.remote import failure, persist, too_large
 from schemas.errors import ConfigError, VideoDecodeError
 from schemas.storage import fingerprint
 
@@ -49,7 +49,7 @@ class WebPage:
         return cls(uri, fingerprint(*parts), int(size) if size else None)
 
     def fill(self, file: BinaryIO, limit_bytes: int) -> None:
-        """See :meth:`curation.remote.RemoteFile.fill`; yt-dlp itself continues what it began."""
+        """See :meth:`RemoteFile.fill`; yt-dlp itself continues what it began."""
         part = Path(file.name)
         page = part.with_suffix(".page")
         options = {"outtmpl": str(page).replace("%", "%%"), "max_filesize": limit_bytes}

@@ -1,8 +1,8 @@
 """Remote files: what version they are of, and their bytes, from where an interrupted read stopped.
 
 Each kind of place is a small class with ``version``, ``size_bytes`` and ``fill``;
-``curation.downloads`` keeps what they give. Errors carry a reason: those in ``defects.TRANSIENT``
-may pass.
+``inputs.downloads`` keeps what they give. Errors carry a reason: those in
+``defects.TRANSIENT`` may pass.
 """
 
 from __future__ import annotations

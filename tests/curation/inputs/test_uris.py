@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation import uris
+from curation.inputs import uris
 
 names = st.binary(min_size=1, max_size=20).filter(lambda b: not {0, 47} & set(b)).map(os.fsdecode)
 

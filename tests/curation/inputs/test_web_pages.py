@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from curation import remote
-from curation.downloads import Downloads
+from curation.inputs import remote
+from curation.inputs.downloads import Downloads
 from curation.sources import read_source
 from schemas.config.curation import SourcesConfig
 from schemas.errors import VideoDecodeError

@@ -13,9 +13,9 @@ import json
 import math
 from collections.abc import Iterator
 
-from curation import uris
 from curation.captions import CaptionSpan
-from curation.lists import BadRow, Listed, ListFile, read_rows, require_all
+from curation.inputs import uris
+from curation.inputs.lists import BadRow, Listed, ListFile, read_rows, require_all
 from schemas.errors import InputError
 from schemas.rows import Reject
 

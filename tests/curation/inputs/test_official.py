@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from curation.captions import CaptionSpan
-from curation.lists import Listed, ListFile
-from curation.official import read_pretrain_csv, read_sft_json
+from curation.inputs.lists import Listed, ListFile
+from curation.inputs.official import read_pretrain_csv, read_sft_json
 from schemas.errors import InputError
 from schemas.rows import Reject
 

@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation import uris
 from curation.captions import CaptionSpan
+from curation.inputs import uris
 from curation.sources import STAGE
 from schemas.errors import InputError
 from schemas.rows import Reject

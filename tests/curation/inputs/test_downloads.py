@@ -10,8 +10,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from curation import remote
-from curation.downloads import Downloads
+from curation.inputs import remote
+from curation.inputs.downloads import Downloads
 from schemas.config.curation import SourcesConfig
 from schemas.errors import ConfigError, VideoDecodeError
 from schemas.storage import fingerprint_file

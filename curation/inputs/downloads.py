@@ -25,10 +25,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from curation import uris
 from curation.defects import open_plain
-from curation.remote import HttpFile, RemoteFile, StoredFile, TarMember, failure, too_large
-from curation.web_pages import WebPage
+from curation.inputs import uris
+from curation.inputs.remote import HttpFile, RemoteFile, StoredFile, TarMember, failure, too_large
+from curation.inputs.web_pages import WebPage
 from schemas.config.curation import VIDEO_SUFFIXES, SourcesConfig
 from schemas.errors import VideoDecodeError
 from schemas.storage import fingerprint, fingerprint_file, read_json, write_json

@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from curation.downloads import Downloads
-from curation.listing import Listing, list_videos
+from curation.inputs.downloads import Downloads
+from curation.inputs.listing import Listing, list_videos
 from schemas.config.curation import SourcesConfig
 from schemas.errors import InputError
 

@@ -1,0 +1,1 @@
+"""Finding and fetching what is to be read: folders, lists of every kind, remote addresses."""
