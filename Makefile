@@ -38,7 +38,7 @@ demo: $(READY) ## Run the whole pipeline on the embedded samples and show the re
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)
 	@$(BIN)/python -m pytest
 
-test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed or browser (under 60 s)
+test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed, browser or server (under 60 s)
 	@$(BIN)/python -m pytest -m "not slow"
 
 bench-shots: $(READY) ## Shot detectors beside PySceneDetect (MEDIA=folder; default: the samples)

@@ -42,7 +42,7 @@ def sft_samples(
         silent = [c.index for c in run if not c.caption]
         reason, detail = "", ""
         if silent:
-            reason, detail = "no_caption", f"shots without a caption: {silent}"
+            reason, detail = "no_caption", f"spans without a caption: {silent}"
         elif score < cfg.low:
             reason, detail = "below_threshold", f"{cfg.statistic} below {cfg.low:g}"
         elif score > cfg.high:

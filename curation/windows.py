@@ -42,7 +42,7 @@ def make_windows(
         sample_id = stable_id(*(c.clip_id for c in run))
         gap_s = max(b.start_s - a.end_s for a, b in pairwise(run))
         if any(b.index != a.index + 1 for a, b in pairwise(run)):
-            detail = f"shots {[c.index for c in run]}"
+            detail = f"spans {[c.index for c in run]}"
             rejects.append(Reject(sample_id, STAGE, "not_consecutive", detail, run[0].uri, False))
         elif gap_s > cfg.max_gap_s:
             detail = f"{gap_s:.3f} s between clips, more than {cfg.max_gap_s:g} s"

@@ -19,6 +19,8 @@ from schemas.config.curation import ExportConfig
 from schemas.errors import VideoDecodeError
 from schemas.rows import Clip, Export
 
+pytestmark = pytest.mark.slow
+
 BITS = 7
 REENCODE = ExportConfig(mode="reencode")
 COPY = ExportConfig(mode="copy")

@@ -19,6 +19,8 @@ from curation import isolation
 from curation.isolation import ChildFailed, close_children, run_isolated
 from schemas.errors import VideoDecodeError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _no_children_left() -> Iterator[None]:

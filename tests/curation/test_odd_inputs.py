@@ -28,6 +28,8 @@ from schemas.config.curation import ShotsConfig
 from schemas.errors import VideoDecodeError
 from schemas.rows import Source
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ODD = ROOT / "assets" / "odd"
 BROKEN = ROOT / "assets" / "samples" / "broken"

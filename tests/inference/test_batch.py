@@ -16,6 +16,8 @@ from schemas.rows import Prompt
 from schemas.storage import latest, read_done, read_json
 from schemas.tables import GENERATIONS, REJECTS, read_table
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     Prompt("three", ["One.", "Two.", "Three."], seed=1),
     Prompt("four", ["Eins.", "Zwei.", "Drei."], "blurred", 2, ["Vier."]),

@@ -18,6 +18,8 @@ from curation.inputs.lists import Listed
 from schemas.config.curation import SourcesConfig
 from schemas.errors import VideoDecodeError
 
+pytestmark = pytest.mark.slow
+
 CONTENT = bytes(range(256)) * 4000
 
 

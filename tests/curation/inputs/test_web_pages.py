@@ -15,6 +15,8 @@ from schemas.config.curation import SourcesConfig
 from schemas.errors import VideoDecodeError
 from schemas.rows import Source
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("yt_dlp", reason="the extra youtube")
 
 
