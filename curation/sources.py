@@ -12,8 +12,6 @@ from curation.probe import probe
 from schemas.errors import VideoDecodeError
 from schemas.rows import Reject, Source
 
-__all__ = ["STAGE", "defect", "read_source", "reject_duplicates"]
-
 STAGE = "sources"
 
 
