@@ -13,10 +13,14 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 WORKSPACE ?= workspace
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench-shots check format lock clean
+# Benchmarks there are, in the order they run; each is benchmarks/NAME.py.
+BENCHES := $(basename $(notdir $(wildcard $(addprefix benchmarks/,$(addsuffix .py, \
+	shots curation manifests embed attention model train generate)))))
+
+.PHONY: help setup demo test test-fast bench bench-gpu check format lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY) ## Create .venv with the exact versions of requirements.lock
 
@@ -41,8 +45,20 @@ test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpe
 test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed, browser or server (under 60 s)
 	@$(BIN)/python -m pytest -m "not slow"
 
-bench-shots: $(READY) ## Shot detectors beside PySceneDetect (MEDIA=folder; default: the samples)
-	@$(BIN)/python benchmarks/shots.py $(MEDIA)
+bench: $(addprefix bench-,$(BENCHES)) ## All benchmarks, then docs/benchmarks.md; bench-NAME: one (ARGS=...)
+
+bench-shots: ARGS ?= $(MEDIA) assets/samples
+bench-shots: ## Shot detectors beside PySceneDetect: the samples, and MEDIA=folder
+bench-curation: ## One and two workers, memory of a long run, a killed run (half an hour)
+
+bench-%: $(READY)
+	@$(BIN)/python -m benchmarks.$* $(ARGS)
+	@$(BIN)/python -m benchmarks.tables
+
+bench-gpu: $(READY) ## The benchmarks that have a part for one GPU
+	@$(BIN)/python -m benchmarks.attention --gpu
+	@$(BIN)/python -m benchmarks.model --gpu
+	@$(BIN)/python -m benchmarks.tables
 
 check: $(READY) ## Format, lint, types, import rule
 	@$(BIN)/ruff format --check .

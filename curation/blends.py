@@ -33,8 +33,14 @@ _DISTANCE = 9.0
 """Least distance between the ends of a dissolve; grows with the square of a larger residual."""
 _FLAT = 3.0
 """A thumbnail whose cells deviate less than this many luma levels is one colour."""
+_NEARLY_FLAT = 4.5
+"""The same beside a fade, where a few words on black belong to it."""
 _LEAST_CHANGE = 3.0
 """Least RMS change, in levels, between the ends of any blend; less is noise."""
+_LEAST_FADE = 1.0
+"""The same where one end is uniform and the other is not: a line of text fades on black."""
+_UNIFORM = 0.5
+"""A thumbnail whose cells deviate less than this many luma levels shows nothing at all."""
 _PASSING = 0.7
 """Pace on both sides, as a share of a blend's own, from which it is taken for movement."""
 _SUDDEN = 0.6
@@ -124,7 +130,11 @@ def _windows(thumbs: Thumbs, area: Area, mix: Bytes, length_s: float) -> list[_W
     # Without repeats; with fewer than five thumbnails a weight cannot be seen to rise.
     at = np.unique(at[:, (np.diff(at, axis=0) > 0).all(0)], axis=1)
     change = _rms(mix[at[-1]], mix[at[0]])
-    at, change = at[:, change >= _LEAST_CHANGE], change[change >= _LEAST_CHANGE]
+    some = change >= _LEAST_CHANGE
+    small = np.flatnonzero((change >= _LEAST_FADE) & ~some)
+    ends = np.stack([flatness(thumbs, area, at[0, small]), flatness(thumbs, area, at[-1, small])])
+    some[small] = (ends.min(0) < _UNIFORM) & (ends.max(0) >= _FLAT)
+    at, change = at[:, some], change[some]
     if not len(change):
         return []
     weights, residual = _on_line(mix, at)
@@ -239,6 +249,8 @@ def _blend(
     # Limits are pure frames of cuts next to it, or the first and last frame of the file.
     start = max(int(thumbs.frames[limits[0]]), first - margin)
     end = min(int(thumbs.frames[limits[1]]) + 1, end + margin)
+    if flat:
+        start, end = _with_uniform(thumbs, area, (start, end), limits)
     return Blend(
         kind="fade" if flat else "dissolve",
         start_frame=start,
@@ -246,6 +258,25 @@ def _blend(
         middle_frame=min(max(start, int(thumbs.frames[window.middle])), end),
         score=window.change / _LEAST_CHANGE,
     )
+
+
+def _with_uniform(
+    thumbs: Thumbs, area: Area, span: tuple[int, int], limits: tuple[int, int]
+) -> tuple[int, int]:
+    """A fade with the nearly uniform frames it borders: black, and what is too faint to be seen."""
+    start, end = span
+    low, high = np.searchsorted(thumbs.frames, span)
+    before = np.arange(limits[0], low)
+    after = np.arange(high, limits[1] + 1)
+    shown = before[flatness(thumbs, area, before) >= _NEARLY_FLAT]
+    if len(before):
+        first = int(shown[-1]) + 1 if len(shown) else limits[0]
+        start = min(start, int(thumbs.frames[first]))
+    shown = after[flatness(thumbs, area, after) >= _NEARLY_FLAT]
+    if len(after):
+        last = int(shown[0]) - 1 if len(shown) else limits[1]
+        end = max(end, int(thumbs.frames[last]) + 1)
+    return start, end
 
 
 def _rms(a: Bytes, b: Bytes) -> Floats:

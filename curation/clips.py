@@ -49,10 +49,11 @@ def make_clips(
 ) -> tuple[list[Clip], list[Reject]]:
     """Turn a source's shots into clips.
 
-    A shot loses the frames of its transitions (see :func:`trim`); if what is left is longer than
-    ``cfg.max_s``, ``cfg.long_shots`` says what becomes of it (see :func:`pieces`). Each of the
-    spans so found becomes a clip or a reject: ``too_short`` (fewer than ``cfg.min_frames``) or
-    ``too_long``. The caption is that of the given span that covers most of the clip and at least
+    A shot loses the frames of its transitions (see :func:`trim`) and is cut where there may be one
+    (see :func:`without_doubts`); if what is left is longer than ``cfg.max_s``, ``cfg.long_shots``
+    says what becomes of it (see :func:`pieces`). Each of the spans so found becomes a clip or a
+    reject: ``too_short`` (fewer than ``cfg.min_frames``) or ``too_long``. The caption is that of
+    the given span that covers most of the clip and at least
     half; without one it stays empty.
 
     Args:
@@ -76,7 +77,10 @@ def make_clips(
     limit = _limit_ticks(source, cfg)
     index = -1
     for shot in shots:
-        spans = pieces(*trim(shot, cfg.trim_frames), frame_pts, limit, cfg.long_shots)
+        pure = without_doubts(shot, *trim(shot, cfg.trim_frames), cfg)
+        spans = [
+            piece for span in pure for piece in pieces(*span, frame_pts, limit, cfg.long_shots)
+        ]
         for start, end in spans:
             index += 1
             start_pts, end_pts = frame_pts[start], frame_pts[end]
@@ -132,6 +136,26 @@ def trim(shot: Shot, trim_frames: int) -> tuple[int, int]:
         end -= shot.transition_out_frames + trim_frames
     # The transitions of a short shot may meet or overlap.
     return (start, end) if start < end else (shot.start_frame, shot.start_frame)
+
+
+def without_doubts(shot: Shot, start: int, end: int, cfg: ClipsConfig) -> list[tuple[int, int]]:
+    """What is left of a span of frames when places that may be transitions are cut out.
+
+    Doubts of at least ``cfg.max_doubt`` go, and ``cfg.trim_frames`` on both sides of each. Nothing
+    left: one empty span.
+    """
+    left: list[tuple[int, int]] = []
+    at = start
+    for doubt in sorted(shot.doubts, key=lambda d: d.start_frame):
+        if cfg.max_doubt is None or doubt.score < cfg.max_doubt:
+            continue
+        border = min(end, doubt.start_frame - cfg.trim_frames)
+        if border > at:
+            left.append((at, border))
+        at = max(at, doubt.end_frame + cfg.trim_frames)
+    if at < end:
+        left.append((at, end))
+    return left or [(start, start)]
 
 
 def pieces(

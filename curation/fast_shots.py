@@ -3,7 +3,8 @@
 A *cut* is a place where every frame shortly before differs from every frame shortly after, in
 colour and in structure, by far more than neighbouring frames differ on either side. Flashes, things
 passing the lens and splices fail that test by themselves: what returns, or only changes its
-brightness, is the same shot. Dissolves and fades are in ``blends.py``.
+brightness, is the same shot. Dissolves and fades are in ``blends.py``, what neither finds (wipes,
+mixing under movement) in ``turnovers.py``.
 
 Shape legend: N thumbnails.
 """
@@ -20,9 +21,10 @@ import numpy.typing as npt
 from curation.blends import find_blends
 from curation.thumb_distance import Area, describe, picture_area
 from curation.thumbs import Thumbs, fill_in, read_thumbs
+from curation.turnovers import find_turnovers
 
 Floats = npt.NDArray[np.float32]
-Kind = Literal["cut", "dissolve", "fade"]
+Kind = Literal["cut", "dissolve", "fade", "wipe", "forced", "doubt"]
 
 # Constants without a source were set on the project's verified files and checked on made-up films.
 _RATIO = 2.4
@@ -41,13 +43,15 @@ _MIXED_ADVANTAGE = 1.3
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of shot.
+    """A change of shot, or what may be one.
 
     Frames in ``[start_frame, end_frame)`` belong to neither shot; for a clean cut the span is empty
     and both are the new shot's first frame. PTS likewise.
 
     Attributes:
-        kind: ``cut``, ``dissolve`` or ``fade``.
+        kind: ``cut``, ``dissolve``, ``fade``, ``wipe`` or ``forced`` (by a length rule, the take
+            goes on); ``doubt`` is no boundary, but a place that clips had better avoid (a dissolve
+            under movement, or a quick pan).
         start_frame: First frame that is not purely of the shot before.
         end_frame: First frame that is purely of the shot after; the number of frames where a fade
             ends the file.
@@ -82,7 +86,7 @@ def find_transitions(path: Path) -> tuple[list[Transition], Thumbs]:
     """Detect the transitions of one file: a cheap pass proposes, exact decoding decides.
 
     Returns:
-        Transitions in order, without overlaps, and the thumbnails with the PTS of every frame.
+        Transitions in order, only doubts overlapping, and thumbnails with the PTS of every frame.
 
     Raises:
         VideoDecodeError: as :func:`curation.thumbs.read_thumbs`.
@@ -94,20 +98,37 @@ def find_transitions(path: Path) -> tuple[list[Transition], Thumbs]:
 
 def doubtful_spans(thumbs: Thumbs) -> list[tuple[int, int]]:
     """Spans of frames, half-open, to decode exactly: a cut may lie among their skipped frames."""
+    if len(thumbs) == len(thumbs.all_pts):
+        return []
     cuts = _cuts(thumbs, picture_area(thumbs), _DOUBTFUL * _RATIO)
     spans = [(int(thumbs.frames[cut.old]), int(thumbs.frames[cut.new]) + 1) for cut in cuts]
     return [(start, end) for start, end in spans if end - start > 2]
 
 
 def decide(thumbs: Thumbs) -> list[Transition]:
-    """All transitions that these thumbnails show, in order and without overlaps."""
-    cuts = {(cut.old, cut.new): cut for cut in _cuts(thumbs, picture_area(thumbs), _RATIO)}
+    """All transitions that these thumbnails show, in order; only doubts may overlap others."""
+    area = picture_area(thumbs)
+    cuts = {(cut.old, cut.new): cut for cut in _cuts(thumbs, area, _RATIO)}
     blends, left = find_blends(thumbs, list(cuts))
     found = [_cut_transition(thumbs, cuts[key]) for key in left]
     for blend in blends:
         span = (blend.start_frame, blend.end_frame)
         found.append(_transition(thumbs, blend.kind, span, blend.middle_frame, blend.score))
-    return _apart(thumbs, found)
+    found = _apart(thumbs, found)
+    doubts: list[Transition] = []
+    for turn in find_turnovers(thumbs, area, _takes(thumbs, found)):
+        span = (turn.start_frame, turn.end_frame)
+        kind = turn.kind or "doubt"
+        kept = found if turn.kind else doubts
+        kept.append(_transition(thumbs, kind, span, turn.middle_frame, turn.score))
+    return sorted(_apart(thumbs, found) + doubts, key=lambda t: (t.start_frame, t.end_frame))
+
+
+def _takes(thumbs: Thumbs, found: list[Transition]) -> list[tuple[int, int]]:
+    """Half-open ranges of thumbnails between transitions."""
+    ends = np.searchsorted(thumbs.frames, [0, *(t.end_frame for t in found)])
+    starts = np.searchsorted(thumbs.frames, [*(t.start_frame for t in found)])
+    return list(zip(ends.tolist(), [*starts.tolist(), len(thumbs)], strict=True))
 
 
 def _cuts(thumbs: Thumbs, area: Area, threshold: float) -> list[_Cut]:

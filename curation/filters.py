@@ -1,19 +1,23 @@
-"""Filters named after what they reject. Scores come from the shot pass; thresholds apply here.
+"""Filters named after what they reject. Scores are measured elsewhere; thresholds apply here.
 
-A filter looks at one score of one clip's shot, so another threshold costs one pass over a table. A
-clip that several filters reject counts for the first of them in the order of :data:`FILTERS`; its
-detail names all.
+A filter looks at one stored score, so another threshold costs one pass over a table: those of
+:data:`FILTERS` at what the shot pass measured, those of :data:`SCORE_FILTERS` at what the optional
+scorers (``curation.scorers``) gave. A clip that several filters reject counts for the first of them
+in this order; its detail names all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from curation.scorers import AESTHETIC, TEXT_AREA
 from schemas.config.curation import FiltersConfig
-from schemas.rows import Clip, Reject, Shot, Source
+from schemas.rows import Clip, ClipScore, Reject, Shot, Source
 
 STAGE = "filters"
+SCORES_STAGE = "scores"
 
 _JUMP = 0.03
 """Mean luma change (0 to 1) of the frames that are not still, from which a still shot counts as a
@@ -39,6 +43,10 @@ class Finding:
     words: str
 
 
+Findings = Mapping[str, Finding | None]
+"""By filter, None where it has nothing against the clip."""
+
+
 def filter_clips(
     clips: Iterable[Clip], shots: Iterable[Shot], sources: Iterable[Source], cfg: FiltersConfig
 ) -> tuple[list[Clip], list[Reject]]:
@@ -57,17 +65,47 @@ def filter_clips(
     """
     shot_by_id = {s.shot_id: s for s in shots}
     source_by_id = {s.source_id: s for s in sources}
+
+    def judge_clip(clip: Clip) -> Findings:
+        measured = Measured(clip, shot_by_id[clip.shot_id], source_by_id[clip.source_id])
+        return {name: judge(measured, cfg) for name, judge in FILTERS.items()}
+
+    return _sort_out(clips, judge_clip, STAGE)
+
+
+def filter_scored(
+    clips: Iterable[Clip], scores: Iterable[ClipScore], cfg: FiltersConfig
+) -> tuple[list[Clip], list[Reject]]:
+    """As :func:`filter_clips`, by what the optional scorers gave.
+
+    Args:
+        clips: Any clips, in any order.
+        scores: Theirs at least: of each one that a threshold is set for.
+        cfg: Thresholds; None switches a filter off.
+    """
+    by_clip: dict[str, dict[str, float]] = defaultdict(dict)
+    for score in scores:
+        by_clip[score.clip_id][score.scorer_id] = score.value
+
+    def judge_clip(clip: Clip) -> Findings:
+        return {name: judge(by_clip[clip.clip_id], cfg) for name, judge in SCORE_FILTERS.items()}
+
+    return _sort_out(clips, judge_clip, SCORES_STAGE)
+
+
+def _sort_out(
+    clips: Iterable[Clip], judge: Callable[[Clip], Findings], stage: str
+) -> tuple[list[Clip], list[Reject]]:
     kept: list[Clip] = []
     rejects: list[Reject] = []
     for clip in clips:
-        measured = Measured(clip, shot_by_id[clip.shot_id], source_by_id[clip.source_id])
-        found = {name: f for name, judge in FILTERS.items() if (f := judge(measured, cfg))}
+        found = {name: finding for name, finding in judge(clip).items() if finding}
         if not found:
             kept.append(clip)
             continue
         reason, first = next(iter(found.items()))
         detail = "; ".join(f"{name}: {finding.words}" for name, finding in found.items())
-        rejects.append(Reject(clip.clip_id, STAGE, reason, detail, clip.uri, False, first.score))
+        rejects.append(Reject(clip.clip_id, stage, reason, detail, clip.uri, False, first.score))
     return kept, rejects
 
 
@@ -142,6 +180,20 @@ def reject_blurry(measured: Measured, cfg: FiltersConfig) -> Finding | None:
     return _below("sharpness", measured.shot.sharpness, cfg.min_sharpness)
 
 
+def reject_unaesthetic(scores: Mapping[str, float], cfg: FiltersConfig) -> Finding | None:
+    """It does not look good enough."""
+    if cfg.min_aesthetic is None:
+        return None
+    return _below(AESTHETIC, scores[AESTHETIC], cfg.min_aesthetic)
+
+
+def reject_text(scores: Mapping[str, float], cfg: FiltersConfig) -> Finding | None:
+    """Too much of the picture is text: titles, subtitles, watermarks."""
+    if cfg.max_text_ratio is None:
+        return None
+    return _above(TEXT_AREA, scores[TEXT_AREA], cfg.max_text_ratio)
+
+
 FILTERS: dict[str, Callable[[Measured, FiltersConfig], Finding | None]] = {
     judge.__name__.removeprefix("reject_"): judge
     for judge in (
@@ -162,6 +214,10 @@ FILTERS: dict[str, Callable[[Measured, FiltersConfig], Finding | None]] = {
 }
 """By reason, in the order in which they give it. A cause comes before what follows from it: a black
 picture is also dark and static, a static one also repeats frames and is slow."""
+
+SCORE_FILTERS: dict[str, Callable[[Mapping[str, float], FiltersConfig], Finding | None]] = {
+    judge.__name__.removeprefix("reject_"): judge for judge in (reject_unaesthetic, reject_text)
+}
 
 
 def _still(shot: Shot, cfg: FiltersConfig) -> Finding | None:

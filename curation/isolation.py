@@ -3,7 +3,9 @@
 Decoders are C code fed with files of strangers. So a Ray worker (or a test) keeps a warm child, a
 fresh interpreter connected by pipes, and hands it one video after the other. A child is replaced
 after a crash, a timeout, a memory error or ``_JOBS_PER_CHILD`` jobs (decord leaks). It is started
-as a program, never forked: Ray's threads and locks do not survive a fork.
+as a program, never forked: Ray's threads and locks do not survive a fork. A child that somebody
+else killed (the kernel short of memory, an operator) is no fault of the video: the job is done once
+more, and then failed, never rejected.
 
 The memory limit is ``RLIMIT_DATA``, which on Linux counts private writable memory: no polling that
 a fast allocation outruns, and not upset by mapped libraries as ``RLIMIT_AS`` would be. It is set
@@ -19,6 +21,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import logging
 import os
 import resource
 import select
@@ -45,7 +48,12 @@ _START_TIMEOUT_S = 120.0
 _ALARM_GRACE_S = 5.0
 """The child's own alarm comes this much after the caller's deadline."""
 
+_KILLED_BY = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+"""Signals that come from outside; what goes wrong in a decoder raises others."""
+
 _MB = 1024 * 1024
+
+log = logging.getLogger(__name__)
 
 
 class ChildFailed(TriptychError):
@@ -54,6 +62,10 @@ class ChildFailed(TriptychError):
     def __init__(self, what: str, *, reason: str, **context: Any) -> None:
         super().__init__(what, **context)
         self.reason = reason
+
+
+class ChildKilled(ChildFailed):
+    """The child was ended from outside; the job itself may well pass."""
 
 
 def run_isolated(function: str, argument: Any, *, timeout_s: float, memory_mb: int) -> Any:
@@ -69,9 +81,20 @@ def run_isolated(function: str, argument: Any, *, timeout_s: float, memory_mb: i
     Raises:
         VideoDecodeError: The one the function raised, or with reason ``timeout``,
             ``out_of_memory`` or ``crashed_<signal>`` (``crashed_sigsegv``, ``crashed_sigabrt``).
-        ChildFailed: The function raised anything else.
+        ChildFailed: The function raised anything else, or (reason ``killed``) its child was killed
+            from outside, and killed again when the job was done once more.
     """
     where = _name_of(argument)
+    try:
+        return _call_a_child(function, argument, timeout_s, memory_mb, where)
+    except ChildKilled as error:
+        log.warning("where=%s state=again error=%s", where, error.found)
+        return _call_a_child(function, argument, timeout_s, memory_mb, where)
+
+
+def _call_a_child(
+    function: str, argument: Any, timeout_s: float, memory_mb: int, where: str
+) -> Any:
     with _lock:
         child = _idle.pop() if _idle else None
     if child is not None and not child.is_alive():
@@ -194,8 +217,17 @@ class _Child:
             got += count
         return data
 
-    def _crash(self, where: str) -> VideoDecodeError:
+    def _crash(self, where: str) -> VideoDecodeError | ChildKilled:
         code = self._process.wait()
+        if -code in _KILLED_BY:
+            return ChildKilled(
+                "the process working on the video was killed from outside",
+                reason="killed",
+                where=where,
+                found=signal.Signals(-code).name,
+                do="look in the system's log whether memory ran out: fewer workers need less of it "
+                "(engine.num_cpus), and a lower curation.shots.memory_mb rejects such a video",
+            )
         self._stderr.seek(0)
         said = self._stderr.read()[-2000:].decode(errors="replace")
         reason = f"crashed_{signal.Signals(-code).name.lower()}" if code < 0 else "crashed"

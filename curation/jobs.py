@@ -14,7 +14,7 @@ from curation.export import export_clip
 from curation.shots import ShotDetection, read_shots
 from curation.sources import read_source
 from curation.video import Frames, read_frames
-from schemas.config.curation import ExportConfig, ShotsConfig
+from schemas.config.curation import EmbeddingConfig, ExportConfig, ShotsConfig
 from schemas.rows import Clip, Reject, Source
 
 
@@ -26,9 +26,13 @@ def probe_source(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_shots(job: dict[str, Any]) -> dict[str, Any]:
-    """``{"path", "source", "config"}`` to ``{"detection": ...}`` or ``{"reject": row}``."""
+    """``{"path", "source", "config"}`` to ``{"detection": ...}`` or ``{"reject": row}``.
+
+    ``embedding``, a config too, is needed where it differs from the default.
+    """
     source = Source(**job["source"])
-    found = read_shots(Path(job["path"]), source, ShotsConfig(**job["config"]))
+    embedding = EmbeddingConfig(**job.get("embedding", {}))
+    found = read_shots(Path(job["path"]), source, ShotsConfig(**job["config"]), embedding)
     kind = "detection" if isinstance(found, ShotDetection) else "reject"
     return {kind: dataclasses.asdict(found)}
 

@@ -84,7 +84,12 @@ def look_at(pts: int, luma: Luma) -> Look:
     """Measure one (H, W) luma plane."""
     height, width = luma.shape
     small_width = max(1, round(width * _LOOK_HEIGHT_PX / height))
-    small = cv2.resize(luma, (small_width, _LOOK_HEIGHT_PX), interpolation=cv2.INTER_AREA)
+    small = luma
+    while small.shape[0] >= 4 * _LOOK_HEIGHT_PX and small.shape[1] > 1:  # halving is cheap
+        even = small[: small.shape[0] // 2 * 2, : small.shape[1] // 2 * 2]
+        half = (even.shape[1] // 2, even.shape[0] // 2)
+        small = cv2.resize(even, half, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(small, (small_width, _LOOK_HEIGHT_PX), interpolation=cv2.INTER_AREA)
     sharpness = float(cv2.Laplacian(small, cv2.CV_32F).var())
     return Look(pts, sharpness, _is_combed(luma), _picture_box(luma), (width, height))
 

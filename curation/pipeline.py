@@ -15,11 +15,12 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault(
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
@@ -29,23 +30,31 @@ import ray
 import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from curation.defects import defect
 from curation.embeddings import load_embedder, spread_frames
 from curation.inputs.downloads import Downloads
 from curation.isolation import run_isolated
-from schemas.config.curation import EmbeddingConfig, ExportConfig, ShotsConfig
+from curation.scorers import NamedScorer, load_scorer
+from curation.video import Frames, ResizeMode
+from schemas.config.curation import EmbeddingConfig, ExportConfig, ScorersConfig, ShotsConfig
 from schemas.config.root import EngineConfig
 from schemas.errors import ExternalToolError, VideoDecodeError
-from schemas.rows import Clip, Embedding
+from schemas.rows import Clip, ClipScore, Embedding
 from schemas.storage import write_json
-from schemas.tables import EMBEDDINGS, write_table
+from schemas.tables import CLIP_SCORES, EMBEDDINGS, Table, write_table
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 _MAX_BLOCKS = 1000
 """Rows are spread over at most this many Ray tasks; one per row as long as there are fewer."""
 
+_MAX_RESTARTS = 3
+"""Of one Ray worker that died. Ray's own default has no end, so a piece that takes its worker along
+every time would be tried for ever; to be restarted on another node after one is lost takes one."""
 
 _before_ray: list[Any] = []
 """The SIGTERM handler there was before Ray started."""
@@ -93,6 +102,19 @@ class Videos:
             memory_mb=self.limits.memory_mb,
         )
 
+    def frames(self, clip: Clip, count: int, size: tuple[int, int], mode: ResizeMode) -> Frames:
+        """``count`` frames of a clip, evenly spaced, at ``size`` (height, width) in pixels."""
+        with self.opened(clip.uri, clip.source_id) as path:
+            job = {
+                "path": str(path),
+                "frame_numbers": spread_frames(clip.start_frame, clip.num_frames, count),
+                "height_px": size[0],
+                "width_px": size[1],
+                "mode": mode,
+                "start": [clip.start_frame, clip.start_pts],
+            }
+            return self.isolated("read_clip", job)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -130,7 +152,7 @@ def start_ray(engine: EngineConfig) -> None:
             logging_level=logging.ERROR,
             **local,
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a node too slow to start is told with a plain Exception
         raise ExternalToolError(
             "Ray does not start"
             if engine.ray_address is None
@@ -163,10 +185,19 @@ def probe_sources(
 
 
 def find_shots(
-    pieces: Sequence[Piece], downloads: Downloads, cfg: ShotsConfig, engine: EngineConfig
+    pieces: Sequence[Piece],
+    downloads: Downloads,
+    cfg: ShotsConfig,
+    embedding: EmbeddingConfig,
+    engine: EngineConfig,
 ) -> list[Failure]:
     """Detect shots. Payload: ``source``. JSON ``{"detection"|"reject": ...}``."""
-    settings = {"videos": Videos(downloads, Limits.of(cfg)), "cfg": cfg}
+    if cfg.detector == "panda70m":
+        log.warning("detector=panda70m model=%s distances_meant_for=imagebind", embedding.model)
+    if cfg.transnetv2_weights is not None:  # a worker may run in another folder
+        weights = str(Path(cfg.transnetv2_weights).absolute())
+        cfg = cfg.model_copy(update={"transnetv2_weights": weights})
+    settings = {"videos": Videos(downloads, Limits.of(cfg)), "cfg": cfg, "embedding": embedding}
     return _run(pieces, _FindShots, engine, settings)
 
 
@@ -180,6 +211,22 @@ def embed_clips(
     """Embed batches of clips. Payload: ``clips``. Writes an ``embeddings`` table per batch."""
     settings = {"videos": Videos(downloads, limits), "cfg": cfg}
     return _run(pieces, _EmbedClips, engine, settings)
+
+
+def score_clips(
+    pieces: Sequence[Piece],
+    downloads: Downloads,
+    cfg: ScorersConfig,
+    scorer: NamedScorer,
+    limits: Limits,
+    engine: EngineConfig,
+) -> list[Failure]:
+    """Score batches of clips. Payload: ``clips``. Writes a ``clip_scores`` table per batch."""
+    weights = {key: getattr(cfg, key) for key in ("clip", "aesthetic_head", "text_detector")}
+    absolute = {k: str(Path(path).absolute()) for k, path in weights.items() if path is not None}
+    cfg = cfg.model_copy(update=absolute)  # a worker may run in another folder
+    settings = {"videos": Videos(downloads, limits), "cfg": cfg, "named": scorer}
+    return _run(pieces, _ScoreClips, engine, settings)
 
 
 def export_clips(
@@ -213,11 +260,16 @@ def _run(
     ]
     size = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
-    results = dataset.map(
-        work,
-        fn_constructor_kwargs=dict(settings),
-        compute=ActorPoolStrategy(min_size=size, max_size=size),
-    )
+    with warnings.catch_warnings():
+        # Ray Data 2.60 takes the last two under no other name, and warns that it will (by 2.64).
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        results = dataset.map(
+            work,
+            fn_constructor_kwargs=dict(settings),
+            compute=ActorPoolStrategy(min_size=size, max_size=size),
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=-1,  # calls to a lost node spend many; restarts are the limit
+        )
     try:
         found = [json.loads(row["failures"]) for row in results.iter_rows()]
     except ray.exceptions.RayError as error:
@@ -271,16 +323,19 @@ class _Probe:
 class _FindShots:
     """Cuts one source into shots."""
 
-    def __init__(self, videos: Videos, cfg: ShotsConfig) -> None:
+    def __init__(self, videos: Videos, cfg: ShotsConfig, embedding: EmbeddingConfig) -> None:
         self.videos = videos
-        self.config = cfg.model_dump(mode="json")
+        self.settings = {
+            "config": cfg.model_dump(mode="json"),
+            "embedding": embedding.model_dump(mode="json"),
+        }
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         def work() -> None:
             source = json.loads(row["payload"])["source"]
             try:
                 with self.videos.opened(source["uri"], source["source_id"]) as path:
-                    job = {"path": str(path), "source": source, "config": self.config}
+                    job = {"path": str(path), "source": source, **self.settings}
                     result = self.videos.isolated("find_shots", job)
             except VideoDecodeError as error:
                 result = _rejected(error, source["source_id"], "shots", source["uri"])
@@ -298,29 +353,11 @@ class _EmbedClips:
         self.embedder = load_embedder(cfg.model, cfg.height_px)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        rows: list[Embedding] = []
-        failures: list[tuple[str, str, str]] = []
-        for values in json.loads(row["payload"])["clips"]:
-            clip = Clip(**values)
-            failures += _attempt(clip.clip_id, lambda clip=clip: rows.append(self._embed(clip)))
-        # Clips that failed are missing in the table, so the next run tries them again. A table that
-        # cannot be written (a full disk) is no record's fault and stops the run.
-        if rows:
-            write_table(Path(row["path"]), EMBEDDINGS, rows)
-        return _failures(failures)
+        return _describe(row, EMBEDDINGS, self._embed)
 
     def _embed(self, clip: Clip) -> Embedding:
-        size = self.embedder.image_px
-        numbers = spread_frames(clip.start_frame, clip.num_frames, self.cfg.frames_per_clip)
-        with self.videos.opened(clip.uri, clip.source_id) as path:
-            job = {
-                "path": str(path),
-                "frame_numbers": list(numbers),
-                "height_px": size,
-                "width_px": size,
-                "start": [clip.start_frame, clip.start_pts],
-            }
-            frames = self.videos.isolated("read_clip", job)
+        size = (self.embedder.image_px, self.embedder.image_px)
+        frames = self.videos.frames(clip, self.cfg.frames_per_clip, size, "stretch")
         vector = self.embedder.embed_clips(frames[None])[0]
         return Embedding(
             clip_id=clip.clip_id,
@@ -328,6 +365,39 @@ class _EmbedClips:
             weights_sha256=self.embedder.weights_sha256,
             vector=[float(v) for v in vector],
         )
+
+
+class _ScoreClips:
+    """One scorer, loaded once per actor."""
+
+    def __init__(self, videos: Videos, cfg: ScorersConfig, named: NamedScorer) -> None:
+        self.videos = videos
+        self.cfg = cfg
+        self.named = named
+        self.scorer = load_scorer(named.scorer_id, cfg)
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return _describe(row, CLIP_SCORES, self._score)
+
+    def _score(self, clip: Clip) -> ClipScore:
+        size = self.scorer.frame_px(clip.width_px, clip.height_px)
+        frames = self.videos.frames(clip, self.cfg.frames_per_clip, size, self.scorer.mode)
+        value = self.scorer.score(frames)
+        return ClipScore(clip.clip_id, self.named.scorer_id, self.named.weights_sha256, value)
+
+
+def _describe(row: dict[str, str], table: Table[R], work: Callable[[Clip], R]) -> dict[str, str]:
+    """Make one row per clip of a batch, and write the table of them."""
+    rows: list[R] = []
+    failures: list[tuple[str, str, str]] = []
+    for values in json.loads(row["payload"])["clips"]:
+        clip = Clip(**values)
+        failures += _attempt(clip.clip_id, lambda clip=clip: rows.append(work(clip)))
+    # Clips that failed are missing in the table, so the next run tries them again. A table that
+    # cannot be written (a full disk) is no record's fault and stops the run.
+    if rows:
+        write_table(Path(row["path"]), table, rows)
+    return _failures(failures)
 
 
 class _ExportClip:

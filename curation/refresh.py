@@ -12,10 +12,12 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,23 +27,25 @@ from curation.captions import CaptionSpan, join_spans
 from curation.clips import make_clips
 from curation.dedup import earlier_vectors, find_duplicates, reject_remuxed
 from curation.embeddings import Embedder, load_embedder
-from curation.filters import filter_clips
+from curation.filters import SCORES_STAGE, filter_clips, filter_scored
 from curation.inputs import uris
 from curation.inputs.downloads import Downloads
 from curation.inputs.listing import captions_by_source, list_videos
 from curation.inputs.lists import Listed
 from curation.manifests import PRETRAIN_STAGE, SFT_STAGE, pretrain_samples, sft_samples
 from curation.pipeline import Failure, Limits, Piece
-from curation.shots import ShotDetection
+from curation.scorers import NamedScorer, load_scorer, named_scorers
+from curation.shots import ShotDetection, models_behind
 from curation.snapshots import Building
 from curation.sources import reject_duplicates
 from curation.windows import make_windows
 from schemas.config.root import TriptychConfig
 from schemas.counts import StageCount
 from schemas.layout import Snapshot, Workspace
-from schemas.rows import Clip, Embedding, Export, Reject, Sample, Shot, Source
+from schemas.rows import Clip, ClipScore, Export, Reject, Sample, Shot, Source
 from schemas.storage import fingerprint, read_done, read_json
 from schemas.tables import (
+    CLIP_SCORES,
     CLIPS,
     EMBEDDINGS,
     EXPORTS,
@@ -49,22 +53,27 @@ from schemas.tables import (
     SHOTS,
     SOURCES,
     WINDOWS,
+    Table,
+    build_row,
     read_table,
 )
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 STAGES = (
-    "sources", "shots", "clips", "filters", "embeddings", "dedup", "windows",
+    "sources", "shots", "clips", "filters", SCORES_STAGE, "embeddings", "dedup", "windows",
     SFT_STAGE, PRETRAIN_STAGE, "export",
 )  # fmt: skip
-"""In the order they run; ``export`` only where it is configured."""
+"""In the order they run; ``scores`` and ``export`` only where they are configured."""
 
 STAGE_VERSION = {
     "sources": 2,
-    "shots": 2,
-    "clips": 2,
+    "shots": 3,
+    "clips": 3,
     "filters": 1,
+    "scores": 1,
     "embeddings": 2,
     "dedup": 1,
     "windows": 1,
@@ -79,6 +88,9 @@ _CLIPS_PER_PIECE = 64
 class Refresh:
     """A refresh. Call the stages in order; each returns its reconciled count.
 
+    Raises:
+        ConfigError: A threshold is set for a score without its weights, or weights are missing.
+
     ``sources()`` comes first and fixes ``snapshot_id``, a fingerprint of all inputs. If
     ``published()`` then gives a snapshot, nothing has changed and only ``publish()`` is left to
     call, which makes ``LATEST`` name it.
@@ -89,6 +101,7 @@ class Refresh:
         self.workspace = workspace or Workspace(Path(config.workspace).absolute())
         self.downloads = Downloads(self.workspace.cache("downloads"), config.curation.sources)
         self.limits = Limits.of(config.curation.shots)
+        self.scorers = named_scorers(config.curation.scorers, config.curation.filters)
         self.snapshot_id = ""
         self._captions: dict[str, tuple[CaptionSpan, ...]] = {}
 
@@ -150,8 +163,9 @@ class Refresh:
             for s in sources
         ]
         missing = [p for p in pieces if not p.path.is_file()]
+        cfg = self.config.curation
         found = pipeline.find_shots(
-            missing, self.downloads, self.config.curation.shots, self.config.engine
+            missing, self.downloads, cfg.shots, cfg.embedding, self.config.engine
         )
         failures = {f.record_id: f for f in found}
         shots: list[Shot] = []
@@ -236,6 +250,53 @@ class Refresh:
             "filters", "clip", started, received=len(clips), kept=len(kept), rejects=rejects
         )
 
+    def scores(self) -> StageCount:
+        """Score clips by the configured networks (``scorers``; call it only if there are any).
+
+        Clips whose scores pass a threshold are left out; the table keeps the scores of all.
+
+        Raises:
+            CheckpointError: Weights cannot be used.
+            TooManyFailures: A larger share than ``max_error_ratio`` met an unexpected error.
+        """
+        assert self.scorers, "no scorer is configured"
+        started = time.monotonic()
+        clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
+        made = [self._scored(clips.values(), scorer) for scorer in self.scorers]
+        failed = {f.record_id: f for m in reversed(made) for f in m.failures}
+        scores = [score for m in made for score in m.rows.values()]
+        self._building.write(CLIP_SCORES, self._building.tables.table("scores"), scores)
+        kept, rejects = filter_scored(
+            [c for c in clips.values() if c.clip_id not in failed],
+            scores,
+            self.config.curation.filters,
+        )
+        self._building.write(CLIPS, self._building.tables.table("clips"), kept)
+        rejects += [_failed(f, SCORES_STAGE, clips[f.record_id].uri) for f in failed.values()]
+        return self._finish(
+            SCORES_STAGE,
+            "clip",
+            started,
+            received=len(clips),
+            kept=len(kept),
+            rejects=rejects,
+            reused=len(set(clips).intersection(*(m.reused for m in made))),
+        )
+
+    def _scored(self, clips: Iterable[Clip], scorer: NamedScorer) -> _Described[ClipScore]:
+        cfg = self.config.curation.scorers
+
+        def score(pieces: list[Piece]) -> list[Failure]:
+            if pieces:
+                # Weights that cannot be used are found here, where the message is not Ray's.
+                load_scorer(scorer.scorer_id, cfg)
+            return pipeline.score_clips(
+                pieces, self.downloads, cfg, scorer, self.limits, self.config.engine
+            )
+
+        key = fingerprint(STAGE_VERSION[SCORES_STAGE], dataclasses.astuple(scorer))
+        return _describe(clips, CLIP_SCORES, self.workspace.cache(SCORES_STAGE) / key, score)
+
     def embeddings(self) -> StageCount:
         """Describe every clip by a vector.
 
@@ -243,38 +304,26 @@ class Refresh:
             TooManyFailures: A larger share than ``max_error_ratio`` met an unexpected error.
         """
         started = time.monotonic()
-        clips = _by_source(self._building.read(CLIPS, "clips"))
-        cache = self._embeddings_cache()
-        known = {e.clip_id: e for source_id in clips for e in _read_pieces(cache / source_id)}
-        pieces: list[Piece] = []
-        for source_id, of_source in clips.items():
-            missing = [c for c in of_source if c.clip_id not in known]
-            for i in range(0, len(missing), _CLIPS_PER_PIECE):
-                batch = missing[i : i + _CLIPS_PER_PIECE]
-                name = fingerprint([c.clip_id for c in batch])
-                rows = [dataclasses.asdict(c) for c in batch]
-                pieces.append(Piece(name, cache / source_id / f"{name}.parquet", {"clips": rows}))
-        wanted = {c.clip_id: c for of_source in clips.values() for c in of_source}
-        reused = sum(clip_id in known for clip_id in wanted)
-        failures = pipeline.embed_clips(
-            pieces,
-            self.downloads,
-            self.config.curation.embedding,
-            self.limits,
-            self.config.engine,
+        clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
+
+        def embed(pieces: list[Piece]) -> list[Failure]:
+            cfg = self.config.curation
+            return pipeline.embed_clips(
+                pieces, self.downloads, cfg.embedding, self.limits, self.config.engine
+            )
+
+        made = _describe(clips.values(), EMBEDDINGS, self._embeddings_cache(), embed)
+        self._building.write(
+            EMBEDDINGS, self._building.tables.table("embeddings"), made.rows.values()
         )
-        for folder in sorted({p.path.parent for p in pieces}):
-            known |= {e.clip_id: e for e in _read_pieces(folder)}
-        rows = [known[clip_id] for clip_id in wanted if clip_id in known]
-        self._building.write(EMBEDDINGS, self._building.tables.table("embeddings"), rows)
         return self._finish(
             "embeddings",
             "clip",
             started,
-            received=len(wanted),
-            kept=len(rows),
-            rejects=[_failed(f, "embeddings", wanted[f.record_id].uri) for f in failures],
-            reused=reused,
+            received=len(clips),
+            kept=len(made.rows),
+            rejects=[_failed(f, "embeddings", clips[f.record_id].uri) for f in made.failures],
+            reused=len(made.reused),
         )
 
     def dedup(self) -> StageCount:
@@ -381,8 +430,12 @@ class Refresh:
 
     def publish(self) -> Snapshot:
         """Make the finished tables a snapshot and let ``LATEST`` name it (``Building.publish``)."""
-        exported = self.config.curation.export.mode != "none"
-        return self._building.publish(STAGES if exported else STAGES[:-1], self.config)
+        left_out = {
+            SCORES_STAGE: not self.scorers,
+            "export": self.config.curation.export.mode == "none",
+        }
+        stages = [stage for stage in STAGES if not left_out.get(stage)]
+        return self._building.publish(stages, self.config)
 
     @property
     def _dataset(self) -> Path:
@@ -412,8 +465,14 @@ class Refresh:
         return Piece(video.uri, self.workspace.cache("sources") / f"{key}.json", {"uri": video.uri})
 
     def _shots_path(self, source_id: str) -> Path:
-        key = fingerprint(STAGE_VERSION["shots"], self.config.curation.shots.hash())
+        cfg = self.config.curation.shots
+        key = fingerprint(STAGE_VERSION["shots"], cfg.hash(), *self._shot_models)
         return self.workspace.cache("shots") / f"{source_id}-{key}.json"
+
+    @cached_property
+    def _shot_models(self) -> list[str]:
+        cfg = self.config.curation
+        return models_behind(cfg.shots, cfg.embedding)
 
     def _detection(self, source: Source) -> ShotDetection | Reject:
         record = read_json(self._shots_path(source.source_id))
@@ -421,7 +480,7 @@ class Refresh:
             # The piece is keyed by content: the same bytes may since have moved to another path.
             return dataclasses.replace(Reject(**record["reject"]), uri=source.uri)
         values = record["detection"]
-        return ShotDetection(**(values | {"shots": [Shot(**s) for s in values["shots"]]}))
+        return ShotDetection(**(values | {"shots": [build_row(Shot, s) for s in values["shots"]]}))
 
     def _embeddings_cache(self) -> Path:
         model = self._embedder()
@@ -461,6 +520,8 @@ class Refresh:
         return {k: curation[k] for k in used} | {
             "frames": model.frames,
             "max_stride": model.max_stride,
+            "shot_models": self._shot_models,
+            "scorers": [dataclasses.asdict(s) for s in self.scorers],  # by content, not by path
             "stages": STAGE_VERSION,
         }
 
@@ -504,10 +565,46 @@ def _by_source(rows: Iterable[Any]) -> dict[str, list[Any]]:
     return dict(groups)
 
 
-def _read_pieces(folder: Path) -> list[Embedding]:
-    """Embeddings of finished pieces. Unfinished ones have a hidden temporary name."""
+@dataclass(frozen=True)
+class _Described(Generic[R]):
+    """Rows by clip id; the clips that had theirs before; and what could not be described now."""
+
+    rows: dict[str, R]
+    reused: set[str]
+    failures: list[Failure]
+
+
+def _describe(
+    clips: Iterable[Clip],
+    table: Table[R],
+    cache: Path,
+    work: Callable[[list[Piece]], list[Failure]],
+) -> _Described[R]:
+    """One row per clip, from the cache or made by ``work`` in batches of one source."""
+    known: dict[str, R] = {}
+    pieces: list[Piece] = []
+    wanted = {c.clip_id: c for c in clips}
+    for source_id, of_source in _by_source(wanted.values()).items():
+        known |= _read_pieces(cache / source_id, table)
+        missing = [c for c in of_source if c.clip_id not in known]
+        for i in range(0, len(missing), _CLIPS_PER_PIECE):
+            batch = missing[i : i + _CLIPS_PER_PIECE]
+            name = fingerprint([c.clip_id for c in batch])
+            rows = [dataclasses.asdict(c) for c in batch]
+            pieces.append(Piece(name, cache / source_id / f"{name}.parquet", {"clips": rows}))
+    reused = wanted.keys() & known.keys()
+    failures = work(pieces)
+    for folder in sorted({p.path.parent for p in pieces}):
+        known |= _read_pieces(folder, table)
+    found = {clip_id: known[clip_id] for clip_id in wanted if clip_id in known}
+    return _Described(found, reused, failures)
+
+
+def _read_pieces(folder: Path, table: Table[R]) -> dict[str, R]:
+    """Rows of finished pieces by clip id. Unfinished pieces have a hidden temporary name."""
     paths = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
-    return [row for path in paths for row in read_table(path, EMBEDDINGS)]
+    rows: list[Any] = [row for path in paths for row in read_table(path, table)]
+    return {row.clip_id: row for row in rows}
 
 
 def _num_scenes(samples: Iterable[Sample]) -> int:

@@ -1,8 +1,7 @@
 """Finding shots: one decode pass gives frame times, typed transitions and measurements.
 
-The default detector is ours (``curation.fast_shots``). PySceneDetect's detectors are fed frame by
-frame with the true timestamps, and a cut is looked up by its PTS in our own list of frames:
-PySceneDetect's own frame numbers are estimates on files with a variable frame rate.
+The default detector is ours (``curation.fast_shots``) and leaves out frames where it can. The
+others are fed every frame.
 
 Shape legend: N thumbnails.
 """
@@ -15,28 +14,27 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
+import av
 import numpy as np
 import numpy.typing as npt
-from scenedetect.common import FrameTimecode, Timecode
-from scenedetect.detector import SceneDetector
-from scenedetect.detectors import (
-    AdaptiveDetector,
-    ContentDetector,
-    HashDetector,
-    HistogramDetector,
-)
 
 from curation.defects import defect
+from curation.embeddings import Embedder, load_embedder
 from curation.fast_shots import Transition, find_transitions
 from curation.measure import Look, Measured, measure
+from curation.panda70m_shots import Panda70mShots
+from curation.pyscenedetect_shots import USUAL_FPS, PySceneDetectShots
 from curation.thumbs import Sampler, Thumbs
-from curation.video import decode, scaled
-from schemas.config.curation import ShotsConfig
-from schemas.errors import VideoDecodeError
-from schemas.rows import Reject, Shot, Source, stable_id
+from curation.video import decode
+from schemas.config.curation import EmbeddingConfig, ShotsConfig
+from schemas.errors import ConfigError, VideoDecodeError
+from schemas.rows import Doubt, Reject, Shot, Source, stable_id
+from schemas.storage import fingerprint_file
 
 STAGE = "shots"
+_EMBEDDING = EmbeddingConfig()
 
 
 @dataclass(frozen=True)
@@ -60,64 +58,124 @@ class ShotDetection:
     is_vfr: bool
 
 
-def detect_shots(path: Path, source: Source, cfg: ShotsConfig) -> ShotDetection:
+class Detector(Protocol):
+    """Finds the transitions of one video whose frames it is given one by one."""
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Take the next decoded frame."""
+        ...
+
+    def transitions(self, frame_pts: Sequence[int]) -> list[Transition]:
+        """Transitions in order, without overlaps; ``frame_pts`` as in :class:`ShotDetection`."""
+        ...
+
+
+def detect_shots(
+    path: Path, source: Source, cfg: ShotsConfig, embedding: EmbeddingConfig = _EMBEDDING
+) -> ShotDetection:
     """Decode a source once and cut it into shots.
 
     ``start_s`` and ``end_s`` count from the first frame, as players and captions do; PTS are the
     file's own. A gradual transition is parted in its middle: each of the two shots holds its half
     and says how many frames it is.
 
+    Args:
+        path: Video file.
+        source: What probing it has told.
+        cfg: The detector and its settings.
+        embedding: The similarity model by which ``panda70m`` stitches.
+
     Raises:
         VideoDecodeError: as :func:`curation.video.decode`, and ``no_frames``.
+        CheckpointError: The detector's weights cannot be loaded.
     """
-    if cfg.detector == "fast":
+    name = cfg.detector
+    if name == "fast":
         transitions, thumbs = find_transitions(path)
+    elif name == "panda70m":
+        embedder = load_embedder(embedding.model, embedding.height_px)
+        name = f"panda70m:{embedder.model_id}"
+        transitions, thumbs = _fed(_panda70m(source, cfg, embedder), path, source)
     else:
-        transitions, thumbs = _by_pyscenedetect(path, source, cfg)
-    pts = thumbs.all_pts
-    steps = np.diff(pts)
-    last_step = thumbs.last_duration or (round(float(np.median(steps))) if len(steps) else 1)
-    frame_pts = [*map(int, pts), int(pts[-1]) + last_step]
+        detector = _transnetv2(cfg) if name == "transnetv2" else PySceneDetectShots(source, cfg)
+        transitions, thumbs = _fed(detector, path, source)
+    frame_pts = _frame_pts(thumbs)
+    num_frames = len(frame_pts) - 1
     time_base = Fraction(source.time_base_num, source.time_base_den)
     duration_s = float((frame_pts[-1] - frame_pts[0]) * time_base)
     return ShotDetection(
-        shots=list(_shots(source.source_id, cfg.detector, transitions, thumbs, frame_pts)),
+        shots=list(_shots(source.source_id, name, transitions, thumbs, frame_pts)),
         frame_pts=frame_pts,
-        num_frames=len(pts),
+        num_frames=num_frames,
         duration_s=duration_s,
-        avg_fps=len(pts) / duration_s,
+        avg_fps=num_frames / duration_s,
         is_vfr=_is_vfr(frame_pts[:-1]),
     )
 
 
-def read_shots(path: Path, source: Source, cfg: ShotsConfig) -> ShotDetection | Reject:
+def read_shots(
+    path: Path, source: Source, cfg: ShotsConfig, embedding: EmbeddingConfig = _EMBEDDING
+) -> ShotDetection | Reject:
     """Like :func:`detect_shots`; a source that cannot be decoded to its end becomes a reject."""
     try:
-        return detect_shots(path, source, cfg)
+        return detect_shots(path, source, cfg, embedding)
     except VideoDecodeError as error:
         return defect(error, source.source_id, STAGE, source.uri)
 
 
-def _by_pyscenedetect(
-    path: Path, source: Source, cfg: ShotsConfig
-) -> tuple[list[Transition], Thumbs]:
-    """Hard cuts by one of PySceneDetect's detectors, every frame decoded."""
+def models_behind(cfg: ShotsConfig, embedding: EmbeddingConfig) -> list[str]:
+    """What a detector's results depend on besides ``cfg``: models and hashes of weights.
+
+    Raises:
+        ConfigError: A file with weights is not there.
+    """
+    if cfg.detector == "panda70m":
+        model = load_embedder(embedding.model, embedding.height_px)
+        return [model.model_id, model.weights_sha256, str(model.image_px)]
+    if cfg.detector == "transnetv2":
+        weights = _weights(cfg)
+        if not weights.is_file():
+            raise ConfigError(
+                "the weights of a shot detector are missing",
+                where="curation.shots.transnetv2_weights",
+                found=weights,
+                do="name a file in the official PyTorch layout",
+            )
+        return [fingerprint_file(weights)]
+    return []
+
+
+def _panda70m(source: Source, cfg: ShotsConfig, embedder: Embedder) -> Detector:
+    return Panda70mShots(
+        embedder,
+        source.avg_fps or USUAL_FPS,
+        threshold=cfg.threshold,
+        stitch_distance=cfg.stitch_distance,
+        drop_distance=cfg.drop_distance,
+    )
+
+
+def _transnetv2(cfg: ShotsConfig) -> Detector:
+    # torch takes seconds to import, in every child process that decodes for any detector.
+    from curation.transnetv2 import TransNetV2Shots, load_transnetv2
+
+    return TransNetV2Shots(load_transnetv2(_weights(cfg)), cfg.threshold)
+
+
+def _weights(cfg: ShotsConfig) -> Path:
+    assert cfg.transnetv2_weights is not None, "ShotsConfig sees to it"
+    return Path(cfg.transnetv2_weights)
+
+
+def _fed(detector: Detector, path: Path, source: Source) -> tuple[list[Transition], Thumbs]:
+    """What a detector finds in a file, every frame decoded."""
     time_base = Fraction(source.time_base_num, source.time_base_den)
-    # Only spacing constants of the detectors depend on it; times come with each frame.
-    rate = Fraction(source.avg_fps or 25.0).limit_denominator(100_000)
-    detector = _detector(cfg)
     sampler = Sampler(path, time_base)
-    first: int | None = None
-    cut_pts: list[int] = []
     duration = 0
     for frame in decode(path):
         sampler.add([frame])
-        assert frame.pts is not None  # or the sampler would have refused it
-        first = frame.pts if first is None else first
+        detector.add(frame)
         duration = frame.duration or 0
-        timecode = FrameTimecode(Timecode(pts=frame.pts - first, time_base=time_base), fps=rate)
-        cuts = detector.process_frame(timecode, scaled(frame, cfg.detect_height_px))
-        cut_pts += [first + cut.pts for cut in cuts]
     pts, luma, chroma = sampler.arrays()
     if not len(pts):
         raise VideoDecodeError("no frame could be decoded", reason="no_frames", where=path)
@@ -132,30 +190,15 @@ def _by_pyscenedetect(
         last_duration=duration,
         looks=tuple(sampler.looks),
     )
-    numbers = sorted({int(np.searchsorted(pts, p)) for p in cut_pts} - {0})
-    return [Transition("cut", n, n, n, int(pts[n]), int(pts[n]), 1.0) for n in numbers], thumbs
+    return detector.transitions(_frame_pts(thumbs)), thumbs
 
 
-def _detector(cfg: ShotsConfig) -> SceneDetector:
-    """The configured detector with PySceneDetect's own defaults where no threshold is given."""
-    shortest = float(cfg.min_shot_s)  # a float means seconds to PySceneDetect, an int frames
-    match cfg.detector:
-        case "adaptive":
-            if cfg.threshold is None:
-                return AdaptiveDetector(min_scene_len=shortest)
-            return AdaptiveDetector(adaptive_threshold=cfg.threshold, min_scene_len=shortest)
-        case "content":
-            if cfg.threshold is None:
-                return ContentDetector(min_scene_len=shortest)
-            return ContentDetector(threshold=cfg.threshold, min_scene_len=shortest)
-        case "histogram":
-            if cfg.threshold is None:
-                return HistogramDetector(min_scene_len=shortest)
-            return HistogramDetector(threshold=cfg.threshold, min_scene_len=shortest)
-        case _:
-            if cfg.threshold is None:
-                return HashDetector(min_scene_len=shortest)
-            return HashDetector(threshold=cfg.threshold, min_scene_len=shortest)
+def _frame_pts(thumbs: Thumbs) -> list[int]:
+    """PTS of every frame, and the end of the last one."""
+    pts = thumbs.all_pts
+    steps = np.diff(pts)
+    last_step = thumbs.last_duration or (round(float(np.median(steps))) if len(steps) else 1)
+    return [*map(int, pts), int(pts[-1]) + last_step]
 
 
 def _shots(
@@ -166,20 +209,19 @@ def _shots(
     frame_pts: Sequence[int],
 ) -> Iterator[Shot]:
     end_of_file = len(frame_pts) - 1
+    doubts = [t for t in transitions if t.kind == "doubt"]
+    transitions = [t for t in transitions if t.kind != "doubt"]
     # Half of a transition at the very start or end of the file has no other shot to belong to.
     inner = [t for t in transitions if t.start_frame > 0 and t.end_frame < end_of_file]
-    opening = max((t.end_frame for t in transitions if t.start_frame == 0), default=0)
-    closing = min(
-        (t.start_frame for t in transitions if t.end_frame >= end_of_file and t.start_frame > 0),
-        default=end_of_file,
-    )
+    opening = next((t for t in transitions if t.start_frame == 0), None)
+    closing = next((t for t in transitions if t.end_frame >= end_of_file > t.start_frame > 0), None)
     middles = [min(max(t.middle_frame, 1), end_of_file - 1) for t in inner]
     bounds = [0, *middles, end_of_file]
     for index, (start, end) in enumerate(pairwise(bounds)):
-        before = inner[index - 1] if index else None
-        after = inner[index] if index < len(inner) else None
-        pure_start = before.end_frame if before else opening
-        pure_end = after.start_frame if after else closing
+        before = inner[index - 1] if index else opening
+        after = inner[index] if index < len(inner) else closing
+        pure_start = before.end_frame if before else start
+        pure_end = after.start_frame if after else end
         start_pts, end_pts = frame_pts[start], frame_pts[end]
         measured = _measure(thumbs, (start, end), (pure_start, pure_end), frame_pts)
         yield Shot(
@@ -192,12 +234,17 @@ def _shots(
             end_frame=end,
             start_s=float((start_pts - frame_pts[0]) * thumbs.time_base),
             end_s=float((end_pts - frame_pts[0]) * thumbs.time_base),
-            transition_in=before.kind if before else "fade" if opening else "start",
-            transition_out=after.kind if after else "fade" if closing < end_of_file else "end",
+            transition_in=before.kind if before else "start",
+            transition_out=after.kind if after else "end",
             transition_in_frames=max(0, min(pure_start, end) - start),
             transition_out_frames=max(0, end - max(pure_end, start)),
             detector=detector,
-            confidence=before.score if before else None,
+            confidence=inner[index - 1].score if index else None,
+            doubts=[
+                Doubt(max(start, t.start_frame), min(end, t.end_frame), t.score)
+                for t in doubts
+                if t.start_frame < end and start < t.end_frame
+            ],
             **dataclasses.asdict(measured),
         )
 

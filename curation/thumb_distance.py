@@ -57,7 +57,7 @@ class Described:
     def __len__(self) -> int:
         return len(self.levels)
 
-    def __getitem__(self, rows: slice) -> Described:
+    def __getitem__(self, rows: slice | Ints) -> Described:
         return Described(
             self.levels[rows],
             self.histogram[rows],
@@ -66,6 +66,11 @@ class Described:
             self.fine[rows],
             self.fine_std[rows],
         )
+
+    def pairs(self, a: Ints, b: Ints) -> Floats:
+        """(K,) distances of thumbnails ``a[k]`` and ``b[k]``, without copying all at once."""
+        parts = [self[a[i : i + 256]].distance(self[b[i : i + 256]]) for i in range(0, len(a), 256)]
+        return np.concatenate([np.empty(0, np.float32), *parts])
 
     def distance(self, other: Described) -> Floats:
         """(M,) distances row by row."""
@@ -112,7 +117,7 @@ def picture_area(thumbs: Thumbs) -> Area:
 
 def describe(thumbs: Thumbs, area: Area, which: slice | Ints) -> Described:
     """Numbers of some thumbnails, outside the letterbox left out."""
-    luma, chroma = _inside(thumbs, area, which)
+    luma, chroma = inside(thumbs, area, which)
     fine = _flat(luma).astype(np.float32)
     coarse = _flat(_halved(luma)).astype(np.float32) / np.float32(4)
     levels: Floats = np.concatenate([coarse, _flat(chroma)], 1, dtype=np.float32)
@@ -138,20 +143,21 @@ def describe(thumbs: Thumbs, area: Area, which: slice | Ints) -> Described:
 
 def mixable(thumbs: Thumbs, area: Area) -> Bytes:
     """(N, D) levels whose weighted sums are tested: coarse luma, every fourth chroma cell."""
-    luma, chroma = _inside(thumbs, area, slice(None))
+    luma, chroma = inside(thumbs, area, slice(None))
     coarse = _halved(luma) >> 2
     return np.concatenate([_flat(coarse).astype(np.uint8), _flat(chroma[:, :, ::2, ::2])], 1)
 
 
 def flatness(thumbs: Thumbs, area: Area, which: Ints) -> Floats:
     """Standard deviation of the luma cells, in levels."""
-    luma = _flat(_inside(thumbs, area, which)[0]).astype(np.float32)
+    luma = _flat(inside(thumbs, area, which)[0]).astype(np.float32)
     return _rms(luma - luma.mean(1, keepdims=True))
 
 
-def _inside(
+def inside(
     thumbs: Thumbs, area: Area, which: slice | Ints
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Luma (M, h, w) and chroma (M, 2, h/2, w/2) cells of some thumbnails, letterbox left out."""
     rows, columns = area
     fine_rows = slice(2 * rows.start, 2 * rows.stop)
     fine_columns = slice(2 * columns.start, 2 * columns.stop)
@@ -176,6 +182,6 @@ def _rms(values: Floats) -> Floats:
 def _histogram(cells: Bytes) -> Floats:
     """(M, 32) share of cells in each range of eight levels."""
     m = len(cells)
-    bins = (_flat(cells) >> 3).astype(np.int64) + _BINS * np.arange(m)[:, None]
+    bins = np.add(_flat(cells) >> 3, _BINS * np.arange(m)[:, None], dtype=np.intp)
     counts = np.bincount(bins.ravel(), minlength=_BINS * m).reshape(m, _BINS)
     return (counts / bins.shape[1]).astype(np.float32)

@@ -45,6 +45,8 @@ def refresh_dataset(config: TriptychConfig) -> RefreshResult:
             counts.append(detect_shots(refresh))
             counts.append(trim_clips(refresh))
             counts.append(filter_clips(refresh))
+            if refresh.scorers:
+                counts.append(score_clips(refresh))
             counts.append(embed_clips(refresh))
             counts.append(drop_duplicates(refresh))
             counts.append(compare_windows(refresh))
@@ -88,6 +90,12 @@ def trim_clips(refresh: Refresh) -> StageCount:
 def filter_clips(refresh: Refresh) -> StageCount:
     """Leave out clips by their measured scores."""
     return refresh.filters()
+
+
+@task(name="scores", cache_policy=NO_CACHE)
+def score_clips(refresh: Refresh) -> StageCount:
+    """Score clips by the configured networks, and leave out those below a threshold."""
+    return refresh.scores()
 
 
 @task(name="embeddings", cache_policy=NO_CACHE)

@@ -56,13 +56,26 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """Frames ``[start_frame, end_frame)`` of a shot that may be a transition; a higher score, more.
+
+    ``score`` is the detector's statistic over its threshold, >= 1.
+    """
+
+    start_frame: int
+    end_frame: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Shot:
     """One take between two transitions. ``shot_id`` = uuid5(source_id, start_pts, end_pts).
 
     Shots partition the frames of a source. A gradual transition is shared by the two it joins:
     ``transition_in_frames`` at the start of this one and ``transition_out_frames`` at its end show
     more than this shot alone. Transitions are ``start``, ``end``, ``cut``, ``dissolve``, ``fade``,
-    ``wipe`` or ``forced`` (cut by a length rule).
+    ``wipe`` or ``forced`` (cut by a length rule). ``doubts`` are places in between that may be
+    transitions; clips leave them out (``clips.max_doubt``).
 
     Measured on the frames outside transitions, scored here and judged by ``curation.filters``:
     luminance, motion and sharpness (as named), ``black_ratio`` (share of black frames),
@@ -87,6 +100,7 @@ class Shot:
     transition_out_frames: int
     detector: str
     confidence: float | None
+    doubts: list[Doubt]
     luminance: float
     motion: float
     sharpness: float
@@ -163,6 +177,19 @@ class Embedding:
     model_id: str
     weights_sha256: str
     vector: list[float]
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """What one scorer says of one clip: its ``aesthetic`` score, or its ``text_area``.
+
+    Scores are stored here; verdicts are taken later, by ``curation.filters``.
+    """
+
+    clip_id: str
+    scorer_id: str
+    weights_sha256: str
+    value: float
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ SHOTS = Table("shots", rows.Shot, ("shot_id",), ("source_id", "index"))
 CLIPS = Table("clips", rows.Clip, ("clip_id",), ("source_id", "index"))
 EXPORTS = Table("exports", rows.Export, ("clip_id",), ("clip_id",))
 EMBEDDINGS = Table("embeddings", rows.Embedding, ("clip_id", "model_id"), ("clip_id", "model_id"))
+CLIP_SCORES = Table(
+    "clip_scores", rows.ClipScore, ("clip_id", "scorer_id"), ("clip_id", "scorer_id")
+)
 WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "sample_id"))
 SAMPLES = Table("samples", rows.Sample, ("sample_id",), ("sample_id",))
 PROMPTS = Table("prompts", rows.Prompt, ("prompt_id",), ("prompt_id",))
@@ -129,18 +132,19 @@ def to_arrow(table: Table[R], records: Iterable[R]) -> pa.Table:
 def from_arrow(table: Table[R], data: pa.Table) -> list[R]:
     """Arrow table back to rows."""
     row_type = typing.cast("type[Any]", table.row)
-    return [typing.cast("R", _build(row_type, record)) for record in data.to_pylist()]
+    return [typing.cast("R", build_row(row_type, record)) for record in data.to_pylist()]
 
 
-def _build(row_type: type[Any], record: Mapping[str, Any]) -> Any:
+def build_row(row_type: type[R], record: Mapping[str, Any]) -> R:
+    """A row, with the rows nested in it, from a mapping as ``dataclasses.asdict`` gives it."""
     hints = typing.get_type_hints(row_type)
     values: dict[str, Any] = {}
-    for f in dataclasses.fields(row_type):
+    for f in dataclasses.fields(typing.cast("Any", row_type)):
         value = record[f.name]
         args = typing.get_args(hints[f.name])
         if args and dataclasses.is_dataclass(args[0]) and isinstance(value, list):
             nested = typing.cast("type[Any]", args[0])
-            value = [_build(nested, v) for v in typing.cast("list[Mapping[str, Any]]", value)]
+            value = [build_row(nested, v) for v in typing.cast("list[Mapping[str, Any]]", value)]
         values[f.name] = value
     return row_type(**values)
 

@@ -58,15 +58,37 @@ class SourcesConfig(StageConfig):
 class ShotsConfig(StageConfig):
     """How shots are found."""
 
-    detector: Literal["fast", "adaptive", "content", "histogram", "hash"] = Field(
+    detector: Literal[
+        "fast", "adaptive", "content", "histogram", "hash", "panda70m", "transnetv2"
+    ] = Field(
         default="fast",
-        description="fast (ours: cuts, dissolves, fades), or PySceneDetect's adaptive, content, "
-        "histogram, hash (cuts only).",
+        description="fast (ours: cuts, dissolves, fades); PySceneDetect's adaptive, content, "
+        "histogram, hash (cuts only); panda70m (Panda-70M's splitting: cut, then stitch what looks "
+        "alike to the similarity model); transnetv2 (a network: cuts and gradual transitions).",
     )
     threshold: float | None = Field(
         default=None,
-        description="Threshold of a PySceneDetect detector, > 0; empty = its own default.",
+        description="Threshold of a detector other than fast, > 0; empty = its own default "
+        "(panda70m's cuts: 25; transnetv2, a probability: 0.5).",
         gt=0,
+    )
+    stitch_distance: float = Field(
+        default=0.6,
+        description="panda70m: neighbours at most this far apart are one shot; a distance of unit "
+        "vectors, > 0, at most 2. Panda-70M: 0.6 with ImageBind; other models need other values.",
+        gt=0,
+        le=2,
+    )
+    drop_distance: float = Field(
+        default=1.0,
+        description="panda70m: a piece whose ends are further apart is a transition; > 0, at most "
+        "2 (never). Panda-70M: 1.0 with ImageBind; other models need other values.",
+        gt=0,
+        le=2,
+    )
+    transnetv2_weights: str | None = Field(
+        default=None,
+        description="transnetv2: checkpoint in the official PyTorch layout, .pth or .safetensors.",
     )
     min_shot_s: float = Field(
         default=0.6,
@@ -89,6 +111,21 @@ class ShotsConfig(StageConfig):
         default=4096, description="Memory limit for one video in MB, 256 or more.", ge=256
     )
 
+    @model_validator(mode="after")
+    def _transnetv2(self) -> ShotsConfig:
+        if self.detector == "transnetv2":
+            if self.transnetv2_weights is None:
+                raise ValueError(
+                    "transnetv2 needs its weights: set transnetv2_weights to the file "
+                    "transnetv2-pytorch-weights.pth that inference-pytorch/convert_weights.py of "
+                    "github.com/soCzech/TransNetV2 writes"
+                )
+            if self.threshold is not None and self.threshold >= 1:
+                raise ValueError(
+                    f"threshold ({self.threshold:g}) must be below 1: transnetv2's is a probability"
+                )
+        return self
+
 
 class ClipsConfig(StageConfig):
     """How a shot becomes usable spans."""
@@ -98,6 +135,12 @@ class ClipsConfig(StageConfig):
         description="Frames dropped where a shot borders another or a transition, 0 to 250.",
         ge=0,
         le=250,
+    )
+    max_doubt: float | None = Field(
+        default=1.0,
+        description="Clips leave out places that may be transitions (under movement, quick pans) "
+        "scored at least this, >= 1; empty = none.",
+        ge=1,
     )
     min_frames: int = Field(
         default=17,
@@ -176,6 +219,54 @@ class FiltersConfig(StageConfig):
     )
     min_height_px: int | None = Field(
         default=None, description="reject_small: height of the upright picture, >= 1.", ge=1
+    )
+    min_aesthetic: float | None = Field(
+        default=None,
+        description="reject_unaesthetic: aesthetic score, 0 to 10; needs scorers.aesthetic_head. "
+        "Open-Sora: 4.5 to 5.5.",
+        ge=0,
+        le=10,
+    )
+    max_text_ratio: float | None = Field(
+        default=None,
+        description="reject_text: share of the picture covered by text, 0 to 1; needs "
+        "scorers.text_detector.",
+        ge=0,
+        le=1,
+    )
+
+
+class ScorersConfig(StageConfig):
+    """Networks that score clips; each works only where its weights are given."""
+
+    clip: str | None = Field(
+        default=None,
+        description="Folder of the OpenCLIP model under aesthetic_head: open_clip_config.json and "
+        "open_clip_model.safetensors. LAION's heads need OpenAI's ViT-L/14, "
+        "timm/vit_large_patch14_clip_224.openai on model hubs.",
+    )
+    aesthetic_head: str | None = Field(
+        default=None,
+        description="LAION's aesthetic predictor: sac+logos+ava1-l14-linearMSE.pth or "
+        "sa_0_4_vit_l_14_linear.pth.",
+    )
+    text_detector: str | None = Field(
+        default=None,
+        description="Text detection network of the DB kind as ONNX, such as PP-OCR's "
+        "ch_PP-OCRv4_det_infer.onnx.",
+    )
+    frames_per_clip: int = Field(
+        default=3,
+        description="Frames read per clip, evenly spaced, 1 to 64. Open-Sora and Data-Juicer: 3.",
+        ge=1,
+        le=64,
+    )
+    text_height_px: int = Field(
+        default=320,
+        description="Height of the frames the text detector sees, made a multiple of 32; 32 to "
+        "2160.",
+        ge=32,
+        le=2160,
     )
 
 
@@ -301,6 +392,9 @@ class CurationConfig(StageConfig):
     shots: ShotsConfig = Field(default=ShotsConfig(), description="How shots are found.")
     clips: ClipsConfig = Field(default=ClipsConfig(), description="How a shot becomes a clip.")
     filters: FiltersConfig = Field(default=FiltersConfig(), description="What is left out.")
+    scorers: ScorersConfig = Field(
+        default=ScorersConfig(), description="Optional networks that score clips."
+    )
     dedup: DedupConfig = Field(default=DedupConfig(), description="Which repeats are left out.")
     export: ExportConfig = Field(default=ExportConfig(), description="Clips as files.")
     embedding: EmbeddingConfig = Field(

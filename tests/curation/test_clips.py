@@ -33,7 +33,7 @@ def shots(*bounds: int) -> list[Shot]:
             end_pts=FRAME_PTS[b], start_frame=a, end_frame=b, start_s=a / 25, end_s=b / 25,
             transition_in=KIND_IN.get(a, "cut"), transition_out=KIND_OUT.get(b, "cut"),
             transition_in_frames=0, transition_out_frames=0,
-            detector="fast", confidence=None, luminance=0.5, motion=0.1, sharpness=1.0,
+            detector="fast", confidence=None, doubts=[], luminance=0.5, motion=0.1, sharpness=1.0,
             black_ratio=0.0, duplicate_ratio=0.0, still_ratio=0.0, comb_ratio=0.0, flicker=0.0,
             crop_x_px=0, crop_y_px=0, crop_width_px=640, crop_height_px=360,
         )

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation import filters
-from curation.filters import FILTERS, filter_clips
+from curation.filters import FILTERS, SCORE_FILTERS, filter_clips, filter_scored
 from schemas.config.curation import FiltersConfig
-from schemas.rows import Clip, Shot, Source
+from schemas.rows import Clip, ClipScore, Shot, Source
 
 SOURCE = Source(
     source_id="s", uri="/films/s.mp4", size_bytes=1, packet_sha256="p", container="mp4",
@@ -23,9 +23,9 @@ SOURCE = Source(
 SHOT = Shot(
     shot_id="shot", source_id="s", index=0, start_pts=0, end_pts=400, start_frame=0, end_frame=100,
     start_s=0, end_s=4, transition_in="start", transition_out="end", transition_in_frames=0,
-    transition_out_frames=0, detector="fast", confidence=None, luminance=0.5, motion=0.02,
-    sharpness=100.0, black_ratio=0.0, duplicate_ratio=0.0, still_ratio=0.1, comb_ratio=0.0,
-    flicker=0.0, crop_x_px=0, crop_y_px=0, crop_width_px=640, crop_height_px=360,
+    transition_out_frames=0, detector="fast", confidence=None, doubts=[], luminance=0.5,
+    motion=0.02, sharpness=100.0, black_ratio=0.0, duplicate_ratio=0.0, still_ratio=0.1,
+    comb_ratio=0.0, flicker=0.0, crop_x_px=0, crop_y_px=0, crop_width_px=640, crop_height_px=360,
 )  # fmt: skip
 CLIP = Clip(
     clip_id="clip", shot_id="shot", source_id="s", uri="/films/s.mp4", index=0, start_pts=0,
@@ -108,7 +108,8 @@ def test_the_first_filter_gives_the_reason_and_all_are_listed() -> None:
 
 def test_every_filter_is_in_the_order_and_can_be_switched_off() -> None:
     named = {n for n, _ in inspect.getmembers(filters, inspect.isfunction) if "reject_" in n}
-    assert named == {f"reject_{name}" for name in FILTERS}
+    assert named == {f"reject_{name}" for name in FILTERS | SCORE_FILTERS}
+    assert not FILTERS.keys() & SCORE_FILTERS.keys()
     all_off = FiltersConfig(**dict.fromkeys(FiltersConfig.model_fields))  # pyright: ignore[reportArgumentType]
     worst = {"black_ratio": 1.0, "still_ratio": 1.0, "comb_ratio": 1.0, "flicker": 1.0}
     assert verdict(all_off, **worst) is None
@@ -126,5 +127,62 @@ def test_clips_are_kept_or_rejected_and_a_laxer_threshold_keeps_more(
         good, bad = filter_clips(clips, reversed(shots), [SOURCE], cfg)
         assert [c.clip_id for c in good] == [f"c{i}" for i, r in enumerate(ratios) if r <= limit]
         assert [r.record_id for r in bad] == [f"c{i}" for i, r in enumerate(ratios) if r > limit]
+        kept.append({c.clip_id for c in good})
+    assert kept[0] <= kept[1]
+
+
+def scores(aesthetic: float, text_area: float, clip_id: str = "clip") -> list[ClipScore]:
+    named = (("text_area", text_area), ("aesthetic", aesthetic))
+    return [ClipScore(clip_id, name, "w", value) for name, value in named]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((5.0, 0.02), None),  # the thresholds themselves pass
+        ((4.9, 0.02), ("unaesthetic", 4.9, "unaesthetic: aesthetic 4.9 is below 5")),
+        ((5.0, 0.03), ("text", 0.03, "text: text_area 0.03 is above 0.02")),
+        ((4.0, 1.0), ("unaesthetic", 4.0,
+         "unaesthetic: aesthetic 4 is below 5; text: text_area 1 is above 0.02")),
+    ],
+)  # fmt: skip
+def test_scored_clips_are_rejected_on_the_wrong_side(
+    found: tuple[float, float], expected: tuple[str, float, str] | None
+) -> None:
+    cfg = OFF.model_copy(update={"min_aesthetic": 5.0, "max_text_ratio": 0.02})
+    kept, rejects = filter_scored([CLIP], scores(*found), cfg)
+    assert kept == ([CLIP] if expected is None else [])
+    assert [(r.reason, r.score, r.detail) for r in rejects] == ([expected] if expected else [])
+    assert all(r.stage == "scores" and not r.failed for r in rejects)
+    assert filter_scored([CLIP], scores(*found), OFF) == ([CLIP], [])
+
+
+def test_a_score_that_is_no_number_does_not_pass_and_one_without_threshold_is_not_needed() -> None:
+    cfg = OFF.model_copy(update={"min_aesthetic": 5.0})
+    [reject] = filter_scored([CLIP], scores(math.nan, 0.0), cfg)[1]
+    assert reject.reason == "unaesthetic"
+    assert filter_scored([CLIP], scores(6.0, 0.0)[1:], cfg) == ([CLIP], [])
+
+
+SCORE = st.floats(0, 10)
+
+
+@given(st.lists(st.tuples(SCORE, SCORE)), st.tuples(SCORE, SCORE), st.tuples(SCORE, SCORE))
+def test_scored_clips_reconcile_and_laxer_thresholds_keep_more(
+    found: list[tuple[float, float]], one: tuple[float, float], other: tuple[float, float]
+) -> None:
+    clips = [dataclasses.replace(CLIP, clip_id=f"c{i}") for i in range(len(found))]
+    rows = [s for i, values in enumerate(found) for s in scores(*values, clip_id=f"c{i}")]
+    kept: list[set[str]] = []
+    strict = (max(one[0], other[0]), min(one[1], other[1]))
+    for least, most in (strict, one):
+        cfg = OFF.model_copy(update={"min_aesthetic": least, "max_text_ratio": most})
+        good, bad = filter_scored(clips, reversed(rows), cfg)
+        assert [c.clip_id for c in good] == [
+            f"c{i}" for i, (a, t) in enumerate(found) if a >= least and t <= most
+        ]
+        assert sorted([c.clip_id for c in good] + [r.record_id for r in bad]) == sorted(
+            c.clip_id for c in clips
+        )
         kept.append({c.clip_id for c in good})
     assert kept[0] <= kept[1]

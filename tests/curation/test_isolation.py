@@ -54,7 +54,6 @@ def test_values_and_arrays_come_back_and_the_child_stays_warm() -> None:
     [
         ("signal:raise_signal", signal.SIGSEGV, "crashed_sigsegv"),
         ("signal:raise_signal", signal.SIGABRT, "crashed_sigabrt"),
-        ("signal:raise_signal", signal.SIGKILL, "crashed_sigkill"),
         ("signal:raise_signal", signal.SIGALRM, "timeout"),  # its own alarm clock
         ("os:_exit", 3, "crashed"),
         ("builtins:bytearray", 2_000_000_000, "out_of_memory"),
@@ -69,6 +68,26 @@ def test_whatever_happens_in_a_child_is_a_reason_and_the_next_job_works(
     assert run("operator:neg", 2) == -2
     assert isolation._idle[-1] is not old
     assert not old.is_alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_killed_from_outside_is_no_fault_of_the_video(number: int) -> None:
+    with pytest.raises(ChildFailed, match="killed from outside") as caught:
+        run("signal:raise_signal", int(number))
+    assert caught.value.reason == "killed"
+    assert isolation._idle == []
+    assert run("operator:neg", 2) == -2
+
+
+def test_the_job_of_a_killed_child_is_done_once_more() -> None:
+    run("operator:neg", 1)
+    child = isolation._idle[-1]._process
+    killer = threading.Timer(0.5, child.kill)
+    killer.start()
+    assert run("time:sleep", 2) is None  # longer than until the kill
+    killer.join()
+    assert child.poll() == -signal.SIGKILL
+    assert isolation._idle[-1]._process is not child
 
 
 def test_a_hanging_job_ends_at_its_limit() -> None:

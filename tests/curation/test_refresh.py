@@ -115,7 +115,8 @@ def test_every_source_ends_in_one_place(whole: tuple[Snapshot, dict[str, StageCo
     }  # fmt: skip
     assert (counts["sources"].input, counts["sources"].kept) == (11, 6)
     assert counts["shots"].kept == counts["shots"].input
-    assert counts["shots"].produced == counts["clips"].input
+    # Each shot is a span or more: doubtful places and the length limit cut them up.
+    assert 0 < counts["shots"].produced <= counts["clips"].input
     assert counts["filters"].input == counts["clips"].kept
     assert counts["embeddings"].kept == counts["filters"].kept == counts["embeddings"].input
     assert counts["dedup"].kept == counts["embeddings"].kept

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from fractions import Fraction
@@ -7,11 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 
+from curation.clips import trim
+from curation.isolation import run_isolated
 from curation.probe import probe
-from curation.shots import ShotDetection, detect_shots, read_shots
+from curation.shots import ShotDetection, detect_shots, models_behind, read_shots
+from curation.transnetv2 import TransNetV2
 from curation.video import decode
-from schemas.config.curation import ShotsConfig
+from schemas.config.curation import EmbeddingConfig, ShotsConfig
+from schemas.errors import ConfigError
 from schemas.rows import Reject, stable_id
 
 Film = Callable[..., Path]
@@ -41,8 +48,8 @@ def assert_partition(found: ShotDetection) -> None:
         assert shot.shot_id == stable_id(shot.source_id, shot.start_pts, shot.end_pts)
         assert 0 <= shot.transition_in_frames <= shot.end_frame - shot.start_frame
         assert 0 <= shot.transition_out_frames <= shot.end_frame - shot.start_frame
-    assert shots[0].transition_in in ("start", "fade")
-    assert shots[-1].transition_out in ("end", "fade")
+    assert shots[0].transition_in == "start" or shots[0].transition_in_frames
+    assert shots[-1].transition_out == "end" or shots[-1].transition_out_frames
     assert all(a.transition_out == b.transition_in for a, b in pairwise(shots))
 
 
@@ -141,7 +148,110 @@ def test_seconds_count_from_the_first_frame(film: Film) -> None:
     assert found.shots[1].start_pts * tick_s - found.shots[0].start_pts * tick_s == 1
 
 
-@pytest.mark.parametrize("detector", ["fast", "adaptive"])
+@pytest.fixture
+def cut_weights(tmp_path: Path) -> Path:
+    """A network of TransNetV2's layout that sees colours alone, set by hand.
+
+    One hidden unit tells how far a frame's colour histogram is from the next one's; both heads
+    follow it.
+    """
+    network = TransNetV2()
+    state = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    state["color_hist_layer.fc.weight"][0, 50:52] = torch.tensor([1.0, -1.0])
+    state["fc1.weight"][0, 0] = 1  # the histograms' part comes first
+    for head in ("cls_layer1", "cls_layer2"):
+        state[f"{head}.weight"][0, 0] = 20
+        state[f"{head}.bias"][0] = -10
+    path = tmp_path / "transnetv2.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_transnetv2_cuts_where_its_network_says(film: Film, cut_weights: Path) -> None:
+    path = film("cuts.mp4", [(RED, 20), (GREEN, 45), (BLUE, 60)], fps=10)
+    found = detect(path, detector="transnetv2", transnetv2_weights=str(cut_weights))
+    assert cuts(found) == [20, 65]
+    assert {s.detector for s in found.shots} == {"transnetv2"}
+    assert [s.transition_in for s in found.shots] == ["start", "cut", "cut"]
+    assert all(s.confidence is not None and 1.9 < s.confidence < 2 for s in found.shots[1:])
+    assert_partition(found)
+    others = detect(path, detector="content").shots
+    named = [dataclasses.replace(s, detector="transnetv2", confidence=None) for s in others]
+    assert [dataclasses.replace(s, confidence=None) for s in found.shots] == named
+
+
+def test_panda70m_stitches_what_looks_alike(film: Film) -> None:
+    path = film("cuts.mp4", [(RED, 40), ((110, 16, 16), 30), (BLUE, 100)], fps=10)
+    found = detect(path, detector="panda70m")
+    assert cuts(found) == [70]
+    assert {s.detector for s in found.shots} == {"panda70m:color-layout-1"}
+    assert_partition(found)
+    all_cuts = detect(path, detector="panda70m", stitch_distance=1e-9)
+    assert cuts(all_cuts) == [40, 70, 120]
+    kinds = [s.transition_in for s in all_cuts.shots]
+    assert kinds == ["start", "cut", "cut", "forced"]
+    before, after = all_cuts.shots[-2:]
+    assert trim(before, 2)[1] == trim(after, 2)[0] == 120  # one take: nothing is dropped there
+    assert_partition(all_cuts)
+    blind = detect(path, detector="panda70m", threshold=250.0)
+    assert [(s.start_frame, s.transition_in) for s in blind.shots[1:]] == [(75, "dissolve")]
+    # Forced pieces meet in like pictures.
+    assert not cuts(detect(path, detector="panda70m", threshold=250.0, drop_distance=2.0))
+
+
+def test_panda70m_leaves_a_piece_that_changes_out_of_every_clip(film: Film) -> None:
+    fading = [((20, 20 + 9 * i, 230 - 9 * i), 1) for i in range(24)]
+    path = film("change.mp4", [(RED, 30), *fading, (RED, 30)], fps=10)
+    found = detect(path, detector="panda70m")
+    assert [(s.start_frame, s.end_frame) for s in found.shots] == [(0, 42), (42, 84)]
+    assert [s.transition_out for s in found.shots] == ["dissolve", "end"]
+    assert [trim(s, 0) for s in found.shots] == [(0, 30), (54, 84)]
+    assert_partition(found)
+    whole = detect(film("whole.mp4", fading, fps=10), detector="panda70m")
+    (only,) = whole.shots
+    assert (only.transition_in, only.transition_in_frames) == ("dissolve", 24)
+    assert trim(only, 0) == (0, 0)
+    assert_partition(whole)
+
+
+def test_transnetv2_needs_its_weights(cut_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="set transnetv2_weights"):
+        ShotsConfig(detector="transnetv2")
+    with pytest.raises(ValidationError, match="must be below 1"):
+        ShotsConfig(detector="transnetv2", transnetv2_weights=str(cut_weights), threshold=27)
+    missing = ShotsConfig(detector="transnetv2", transnetv2_weights=str(tmp_path / "no.pth"))
+    with pytest.raises(ConfigError, match="transnetv2_weights"):
+        models_behind(missing, EmbeddingConfig())
+
+
+def test_results_hang_on_the_models_that_a_detector_uses(cut_weights: Path) -> None:
+    small, large = EmbeddingConfig(), EmbeddingConfig(height_px=64)
+    for detector in ("fast", "content"):
+        assert models_behind(ShotsConfig(detector=detector), small) == []
+    panda70m = ShotsConfig(detector="panda70m")
+    assert models_behind(panda70m, small) != models_behind(panda70m, large)
+    cfg = ShotsConfig(detector="transnetv2", transnetv2_weights=str(cut_weights))
+    before = models_behind(cfg, small)
+    assert before == models_behind(cfg, large)
+    torch.save({}, cut_weights)
+    assert models_behind(cfg, small) != before
+
+
+@pytest.mark.slow  # starts a child process
+def test_both_models_run_in_an_isolated_child(film: Film, cut_weights: Path) -> None:
+    path = film("cuts.mp4", [(RED, 20), (BLUE, 20)], fps=10)
+    job = {"path": str(path), "source": dataclasses.asdict(probe(path))}
+    for config in (
+        ShotsConfig(detector="transnetv2", transnetv2_weights=str(cut_weights), memory_mb=1024),
+        ShotsConfig(detector="panda70m"),
+    ):
+        settings = {"config": config.model_dump(mode="json"), "embedding": {"height_px": 48}}
+        limits = {"timeout_s": config.timeout_s, "memory_mb": config.memory_mb}
+        found = run_isolated("curation.jobs:find_shots", job | settings, **limits)
+        assert [s["start_frame"] for s in found["detection"]["shots"]] == [0, 20]
+
+
+@pytest.mark.parametrize("detector", ["fast", "adaptive", "panda70m"])
 def test_a_damaged_source_becomes_a_reject(samples: Path, tmp_path: Path, detector: str) -> None:
     whole = (samples / "big_buck_bunny.mp4").read_bytes()
     path = tmp_path / "damaged.mp4"
