@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from inference.noise import initial_noise, scene_generator
 from inference.sampler import SCHEDULERS, Scheduler, denoise_step, denoising_timesteps
 from schemas.errors import GenerationError
 from training.base_model import load_components
+from training.noise import initial_noise, scene_generator
 from training.transformer import Mask2DiTTransformer3DModel
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from schemas.config.training import ModelConfig
 from schemas.errors import CheckpointError, ConfigError
 from schemas.storage import fingerprint_folder, mark_done, read_done, write_json
 from training.transformer import Mask2DiTTransformer3DModel
+from training.weights import load_transformer
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_components(folder: Path, dtype: torch.dtype = torch.float32) -> Compone
         CheckpointError: A piece is missing, cannot be read, or its weights do not fit.
     """
     return Components(
-        load_transformer(folder, dtype),
+        load_transformer(folder, dtype=dtype),
         load_vae(folder, dtype),
         load_text_encoder(folder, dtype),
         load_tokenizer(folder),
@@ -71,36 +72,20 @@ def load_components(folder: Path, dtype: torch.dtype = torch.float32) -> Compone
     )
 
 
-def load_transformer(
-    folder: Path, dtype: torch.dtype = torch.float32, mask: str | None = None
-) -> Mask2DiTTransformer3DModel:
-    """Load ``transformer/``: ours, or diffusers' CogVideoX-2B or -5B.
-
-    Args:
-        folder: Model folder.
-        dtype: Type of the weights in memory.
-        mask: Attention mask in place of the one in the folder's config.
+def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLCogVideoX:
+    """Load ``vae/``.
 
     Raises:
         CheckpointError: The folder is missing, or a weight is missing, unexpected or of another
             shape.
     """
-    piece = _piece(folder, "transformer")
-    overrides = {} if mask is None else {"mask": mask}
-    return _load_strictly(
-        Mask2DiTTransformer3DModel, piece, torch_dtype=dtype, **_LOW_MEMORY, **overrides
-    )
-
-
-def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLCogVideoX:
-    """Load ``vae/`` (errors as :func:`load_transformer`)."""
     return _load_strictly(
         AutoencoderKLCogVideoX, _piece(folder, "vae"), torch_dtype=dtype, **_LOW_MEMORY
     ).eval()
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Load ``text_encoder/``, transformers' T5EncoderModel (errors as :func:`load_transformer`)."""
+    """Load ``text_encoder/``, transformers' T5EncoderModel (errors as :func:`load_vae`)."""
     from transformers import T5EncoderModel  # takes seconds; training alone never needs it
 
     return _load_strictly(T5EncoderModel, _piece(folder, "text_encoder"), dtype=dtype).eval()
@@ -179,16 +164,16 @@ def make_tiny_base(folder: Path, model_cfg: ModelConfig) -> Path:
 
     Args:
         folder: Where the model is to be, e.g. ``workspace.model("tiny")``.
-        model_cfg: Frame size and count, text length, mask and seed are taken from here.
+        model_cfg: Frame size and count, text length, seed, mask and positions are taken from
+            here.
 
     Returns:
         ``folder``.
     """
     made_from = {
         "version": TINY_VERSION,
-        **model_cfg.model_dump(
-            include={"mask", "frames", "height_px", "width_px", "text_tokens", "seed"}
-        ),
+        **model_cfg.scene_settings,
+        **model_cfg.model_dump(include={"frames", "height_px", "width_px", "text_tokens", "seed"}),
     }
     done = read_done(folder)
     if done is not None and done.get("made_from") == made_from:
@@ -231,6 +216,8 @@ def _write_tiny(folder: Path, cfg: ModelConfig) -> None:
         max_text_seq_length=cfg.text_tokens,
         use_rotary_positional_embeddings=True,
         mask=cfg.mask,
+        position_policy=cfg.position_policy,
+        position_gap=cfg.position_gap,
     ).save_pretrained(folder / "transformer")
 
     vae = cast("Any", AutoencoderKLCogVideoX)(  # its annotations say tuples of one

@@ -26,6 +26,7 @@ from schemas.errors import ManifestError
 from schemas.rows import Sample
 from schemas.storage import fingerprint
 from training.cache import LatentCache, training_samples
+from training.noise import scene_noise
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class LatentDataset:
         """The rows of a global batch as tensors on the CPU."""
         draws = [plan.draws[row] for row in rows]
         latents = torch.stack([self.latents(d.index) for d in draws])
-        noise = torch.stack([seeded_noise(d.noise_seed, latents.shape[1:]) for d in draws])
+        noise = [scene_noise(d.noise_seed, self.scene_frames, latents.shape[2:]) for d in draws]
         generated = None
         if plan.conditional:
             generated = torch.zeros(len(draws), len(self.scene_frames), dtype=torch.bool)
@@ -187,12 +188,7 @@ class LatentDataset:
         return Batch(
             latents,
             torch.stack([self.text(d.index, d.drop_text) for d in draws]),
-            noise,
+            torch.stack(noise),
             torch.tensor([d.timestep for d in draws]),
             generated,
         )
-
-
-def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32, drawn on the CPU so that it is the same for every device."""
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
 """The training objective: v-prediction over all scenes, or over the generated ones only.
 
-Everything about noise comes from the base model's scheduler config: scaled-linear betas, the SNR
-shift and the rescaling to zero terminal SNR.
+The noise schedule comes from the base model's scheduler config alone: scaled-linear betas, the SNR
+shift (1.0 for CogVideoX-5B, 3.0 for 2B) and the rescaling to zero terminal SNR.
 
 Legend: B batch, S scenes, F latent frames of all scenes, C channels, H W latent height width.
 
@@ -48,7 +48,7 @@ def frames_of_scenes(per_scene: Tensor, scene_frames: Sequence[int]) -> Tensor:
 
 
 def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Mean squared error in float32 over the frames that count.
+    """Mean squared error in float32 (or wider) over the frames that count.
 
     A mean, where the paper writes a sum: the gradient differs by a constant factor, and the loss of
     a conditional step is then comparable to that of a plain one.
@@ -58,7 +58,8 @@ def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor | None = None)
         target: Likewise.
         counts: (B, F) bool, True where a frame counts; None = everywhere.
     """
-    error = (prediction.float() - target.float()) ** 2
+    wide = torch.promote_types(target.dtype, torch.float32)
+    error = (prediction.to(wide) - target.to(wide)) ** 2
     if counts is None:
         return error.mean()
     weights = counts[:, :, None, None, None].to(error.dtype)
@@ -89,11 +90,14 @@ def diffusion_loss(
             no loss. None = all scenes are generated and count.
 
     Returns:
-        Scalar loss, float32.
+        Scalar loss, float32 (float64 for float64 latents).
     """
     steps = cast("Any", timestep)  # diffusers asks for an IntTensor; int64 is one
-    noisy = scheduler.add_noise(latents, noise, steps)
-    target = scheduler.get_velocity(latents, noise, steps)
+    # diffusers takes the schedule in the type of the latents, and bfloat16 has three digits
+    wide = torch.promote_types(latents.dtype, torch.float32)
+    exact = (latents.to(wide), noise.to(wide), steps)
+    noisy = scheduler.add_noise(*exact).to(latents.dtype)
+    target = scheduler.get_velocity(*exact)
     counts = None
     if generated is not None:
         counts = frames_of_scenes(generated, scene_frames)

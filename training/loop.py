@@ -28,7 +28,7 @@ from torch import Tensor
 
 from schemas.errors import TrainingFailed, TriptychError
 from schemas.layout import Workspace
-from training.base_model import load_scheduler, load_transformer
+from training.base_model import load_scheduler
 from training.cache import LatentCache
 from training.checkpoints import (
     STATE,
@@ -44,6 +44,7 @@ from training.diffusion import check_scheduler, diffusion_loss
 from training.engine import Ranks, full_weights, load_checkpoint, start_deepspeed
 from training.job import EXIT_INTERRUPTED, METRICS, MODEL, Job
 from training.metrics import keep_until
+from training.weights import load_transformer
 
 log = logging.getLogger("training.loop")  # __name__ is "__main__" here
 
@@ -101,8 +102,10 @@ class Trainer:
             )
         self.dtype = getattr(torch, job.training.dtype)
         self.scheduler = check_scheduler(load_scheduler(job.init_model))
-        self.transformer = load_transformer(job.init_model, mask=job.training.model.mask)
+        self.transformer = load_transformer(job.init_model, **job.training.model.scene_settings)
         self.transformer.train()
+        if job.training.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
         self.engine = start_deepspeed(
             self.transformer, deepspeed_config(job.training, self.stage, ranks.world_size)
         )

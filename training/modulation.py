@@ -1,17 +1,20 @@
-"""Adaptive layer norm where some scenes are noisy (time t) and some are clean conditions (time 0).
+"""Adaptive layer norm where every scene has its own time: noisy (t) or a clean condition (0).
 
-Legend: B batch, S scenes, L video tokens, K text tokens of all scenes, D width, M width of the time
-embedding.
+A modulation is one row per scene, (B, R, D) with R = S, or R = 1 where all scenes share it. It is
+applied to views of the scenes, so that no tensor of the size of the tokens is made for it.
+
+Legend: B batch, S scenes, R rows of modulation, L video tokens, K text tokens of all scenes, D
+width, M width of the time embedding.
 
 Source: Mask2DiT (arXiv 2503.19881) section 3.3 and the official code: conditions are modulated with
 the embedding of t = 0 in every norm1, norm2, gate and the final norm. The official code slices the
-sequence and concatenates it again; here every token selects its modulation, so any set of scenes
-can be a condition.
+sequence around the one generated scene and concatenates it again; here any set of scenes can be a
+condition, and another one in every sample of a batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.models.normalization import AdaLayerNorm, CogVideoXLayerNormZero
@@ -20,76 +23,69 @@ from torch import Tensor
 from training.attention import Plan
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """Time embeddings, and which tokens use which.
+def scene_times(noisy: Tensor, clean: Tensor, generated: Tensor | None) -> Tensor:
+    """The time embedding of every scene.
 
-    Attributes:
+    Args:
         noisy: (B, M) embedding of the step's t.
-        clean: (B, M) embedding of t = 0, or None where every scene is generated.
-        video_clean: (B, L, 1) bool, True for the video tokens of condition scenes; None with
-            ``clean``.
-        text_clean: (B, K, 1) bool, likewise for text tokens.
+        clean: (1, M) embedding of t = 0.
+        generated: (B, S) bool, False for conditions; None where all scenes are generated.
+
+    Returns:
+        (B, S, M); (B, 1, M) where all scenes are generated.
     """
-
-    noisy: Tensor
-    clean: Tensor | None = None
-    video_clean: Tensor | None = None
-    text_clean: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls, noisy: Tensor, clean: Tensor | None, generated: Tensor | None, plan: Plan
-    ) -> Conditioning:
-        """From (B, M) embeddings and (B, S) flags of generated scenes."""
-        if generated is None:
-            return cls(noisy)
-        conditions = ~generated.to(device=noisy.device, dtype=torch.bool)
-
-        def per_token(lengths: tuple[int, ...]) -> Tensor:
-            counts = torch.tensor(lengths, device=noisy.device)
-            return conditions.repeat_interleave(counts, dim=1)[..., None]
-
-        return cls(noisy, clean, per_token(plan.video_lengths), per_token(plan.text_lengths))
-
-
-def _select(noisy: Tensor, clean: Tensor | None, is_clean: Tensor | None) -> Tensor:
-    """(B, 1, D) where all tokens are noisy, else (B, tokens, D) with each token's own row."""
-    if clean is None or is_clean is None:
+    if generated is None:
         return noisy[:, None]
-    return torch.where(is_clean, clean[:, None], noisy[:, None])
+    flags = generated.to(device=noisy.device, dtype=torch.bool)
+    return torch.where(flags[..., None], noisy[:, None], clean[:, None])
 
 
 def modulate(
-    norm: CogVideoXLayerNormZero, video: Tensor, text: Tensor, conditioning: Conditioning
+    norm: CogVideoXLayerNormZero, video: Tensor, text: Tensor, times: Tensor, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalise, scale and shift (B, L, D) video and (B, K, D) text.
 
     Returns:
-        video, text, and the gates for what the next layer adds to video and to text.
+        video, text, and their gates (B, R, D) for :func:`add_gated`.
     """
-
-    def rows(embedding: Tensor | None) -> list[Tensor] | list[None]:
-        if embedding is None:
-            return [None] * 6
-        return list(norm.linear(norm.silu(embedding)).chunk(6, dim=1))
-
-    noisy, clean = rows(conditioning.noisy), rows(conditioning.clean)
-    flags = [conditioning.video_clean] * 3 + [conditioning.text_clean] * 3
-    shift, scale, gate, text_shift, text_scale, text_gate = (
-        _select(n, c, f) for n, c, f in zip(noisy, clean, flags, strict=True) if n is not None
-    )
-    video = norm.norm(video) * (1 + scale) + shift
-    text = norm.norm(text) * (1 + text_scale) + text_shift
+    rows = norm.linear(norm.silu(times)).chunk(6, dim=-1)
+    shift, scale, gate, text_shift, text_scale, text_gate = rows
+    video = _scale_and_shift(norm.norm(video), scale, shift, plan.video_lengths)
+    text = _scale_and_shift(norm.norm(text), text_scale, text_shift, plan.text_lengths)
     return video, text, gate, text_gate
 
 
-def modulate_out(norm: AdaLayerNorm, video: Tensor, conditioning: Conditioning) -> Tensor:
+def modulate_out(norm: AdaLayerNorm, video: Tensor, times: Tensor, plan: Plan) -> Tensor:
     """The model's last norm on (B, L, D) video tokens."""
-    noisy_shift, noisy_scale = norm.linear(norm.silu(conditioning.noisy)).chunk(2, dim=1)
-    clean_shift = clean_scale = None
-    if conditioning.clean is not None:
-        clean_shift, clean_scale = norm.linear(norm.silu(conditioning.clean)).chunk(2, dim=1)
-    shift = _select(noisy_shift, clean_shift, conditioning.video_clean)
-    scale = _select(noisy_scale, clean_scale, conditioning.video_clean)
-    return norm.norm(video) * (1 + scale) + shift
+    shift, scale = norm.linear(norm.silu(times)).chunk(2, dim=-1)
+    return _scale_and_shift(norm.norm(video), scale, shift, plan.video_lengths)
+
+
+def add_gated(residual: Tensor, gate: Tensor, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """``residual + gate * tokens`` for (B, tokens, D) and (B, R, D) gates."""
+    return _by_scene(lambda g, r, t: torch.addcmul(r, g, t), [gate], [residual, tokens], lengths)
+
+
+def _scale_and_shift(
+    tokens: Tensor, scale: Tensor, shift: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    return _by_scene(torch.addcmul, [shift, 1 + scale], [tokens], lengths)
+
+
+def _by_scene(
+    function: Callable[..., Tensor],
+    rows: Sequence[Tensor],
+    tokens: Sequence[Tensor],
+    lengths: Sequence[int],
+) -> Tensor:
+    """``function(*rows, *tokens)``, elementwise, where each scene's tokens meet its own row."""
+    count = rows[0].shape[1]
+    if count == 1:
+        return function(*rows, *tokens)
+    if len(set(lengths)) == 1:
+        views = (t.unflatten(1, (count, lengths[0])) for t in tokens)
+        return function(*(r[:, :, None] for r in rows), *views).flatten(1, 2)
+    scenes = zip(
+        *(r.split(1, 1) for r in rows), *(t.split(list(lengths), 1) for t in tokens), strict=True
+    )
+    return torch.cat([function(*scene) for scene in scenes], 1)

@@ -1,11 +1,12 @@
 """The masked diffusion transformer: CogVideoX over several scenes at once.
 
-Built from diffusers' own CogVideoX layers with the same names, so the state dict of a CogVideoX-2B
-or -5B folder loads unchanged and ours loads back into diffusers. What differs is the forward pass:
-a text per scene, an attention mask, and modulation per scene.
+Built from diffusers' own CogVideoX layers with the same names, so the state dict of a CogVideoX 2B,
+5B or 1.5 folder loads unchanged and ours loads back into diffusers. What differs is the forward
+pass: a text per scene, an attention mask, and modulation per scene.
 
 Legend: B batch, S scenes, F latent frames of all scenes, C channels, H W latent height width, T
-text tokens of a scene, L video tokens, N heads, D width, M width of the time embedding.
+text tokens of a scene, L video tokens, N heads, E width of a head, D width, M width of the time
+embedding.
 
 Source: Mask2DiT (arXiv 2503.19881) sections 3.2 and 3.3, on CogVideoX (arXiv 2408.06072).
 """
@@ -21,82 +22,32 @@ from diffusers.models.embeddings import (
     CogVideoXPatchEmbed,
     TimestepEmbedding,
     Timesteps,
-    apply_rotary_emb,
 )
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNorm
-from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor, nn
 
 from schemas.errors import ConfigError
-from training.attention import Plan, attend
+from training.attention import Plan
+from training.block import Mask2DiTBlock
 from training.masks import predicate
-from training.modulation import Conditioning, modulate, modulate_out
-from training.positions import add_sincos, rotary
-
-
-class Mask2DiTBlock(CogVideoXBlock):
-    """diffusers' CogVideoX block (same layers) with masked attention and modulation per scene."""
-
-    # another signature than the parent's, whose forward is never called
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        video: Tensor,
-        text: Tensor,
-        conditioning: Conditioning,
-        plan: Plan,
-        rotary_embedding: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """One layer.
-
-        Args:
-            video: (B, L, D) video tokens of all scenes.
-            text: (B, S*T, D) text tokens of all scenes.
-            conditioning: Time embeddings and which tokens are clean.
-            plan: The attention mask and the lengths of the scenes.
-            rotary_embedding: cos and sin of (L, E) each for the video tokens, or None.
-
-        Returns:
-            The new video and text tokens.
-        """
-        split = [text.shape[1], video.shape[1]]
-        video_in, text_in, video_gate, text_gate = modulate(self.norm1, video, text, conditioning)
-        attended = self.attend(torch.cat([text_in, video_in], 1), split[0], plan, rotary_embedding)
-        text_out, video_out = attended.split(split, 1)
-        video = video + video_gate * video_out
-        text = text + text_gate * text_out
-
-        video_in, text_in, video_gate, text_gate = modulate(self.norm2, video, text, conditioning)
-        text_out, video_out = self.ff(torch.cat([text_in, video_in], 1)).split(split, 1)
-        return video + video_gate * video_out, text + text_gate * text_out
-
-    def attend(
-        self,
-        tokens: Tensor,
-        num_text: int,
-        plan: Plan,
-        rotary_embedding: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        """Self-attention over (B, S*T + L, D) tokens, text first; text tokens are not rotated."""
-        layer = cast("Any", self.attn1)
-        query, key, value = (
-            projection(tokens).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-            for projection in (layer.to_q, layer.to_k, layer.to_v)
-        )
-        if layer.norm_q is not None:
-            query, key = layer.norm_q(query), layer.norm_k(key)
-        if rotary_embedding is not None:
-            query = rotate_video(query, num_text, rotary_embedding)
-            key = rotate_video(key, num_text, rotary_embedding)
-        mixed = attend(query, key, value.to(query.dtype), plan)
-        return layer.to_out[1](layer.to_out[0](mixed.transpose(1, 2).flatten(2)))
+from training.modulation import modulate_out, scene_times
+from training.positions import Timeline, add_sincos, check_policy, rotary
 
 
 class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
     """CogVideoX's transformer for several scenes, with a symmetric attention mask.
 
-    The config is that of diffusers' ``CogVideoXTransformer3DModel`` plus ``mask``; weights are
-    exchanged with it freely in both directions.
+    The config is that of diffusers' ``CogVideoXTransformer3DModel`` plus what is about scenes:
+    ``mask`` (:mod:`training.masks`), ``position_policy`` and ``position_gap``
+    (:class:`training.positions.Timeline`) and ``attention_backend`` (:mod:`training.attention`).
+    Weights are exchanged with it freely in both directions.
+
+    Text-to-video CogVideoX 2B, 5B and 1.5 are supported. In 1.5 a token holds two latent frames, so
+    every scene needs an even number of them.
+
+    Raises:
+        ConfigError: The config is of another variant, or names a mask or policy that is not there.
     """
 
     config: Any  # a FrozenDict with attributes, put there by register_to_config
@@ -135,25 +86,28 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         use_learned_positional_embeddings: bool = False,
         patch_bias: bool = True,
         mask: str = "v2",
+        position_policy: str = "continuous",
+        position_gap: int = 0,
+        attention_backend: str = "auto",
     ) -> None:
         super().__init__()
         predicate(mask)
-        if (
-            patch_size_t is not None
-            or ofs_embed_dim is not None
-            or use_learned_positional_embeddings
-        ):
+        check_policy(position_policy, position_gap)
+        if ofs_embed_dim or use_learned_positional_embeddings or in_channels != out_channels:
             raise ConfigError(
                 "this CogVideoX variant is not supported",
                 where="transformer/config.json",
-                found=f"patch_size_t={patch_size_t}, ofs_embed_dim={ofs_embed_dim}, "
-                f"use_learned_positional_embeddings={use_learned_positional_embeddings}",
-                expected="a text-to-video CogVideoX 1.0 transformer (2B or 5B)",
-                do="use THUDM/CogVideoX-2b or -5b, not an image-to-video or 1.5 model",
+                found=f"ofs_embed_dim={ofs_embed_dim}, in_channels={in_channels}, out_channels="
+                f"{out_channels}, use_learned_positional_embeddings="
+                f"{use_learned_positional_embeddings}",
+                expected="a text-to-video CogVideoX transformer (2B, 5B or 1.5)",
+                do="use THUDM/CogVideoX-2b, CogVideoX-5b or CogVideoX1.5-5B, not an image-to-video "
+                "model",
             )
         width = num_attention_heads * attention_head_dim
         self.patch_embed = CogVideoXPatchEmbed(
             patch_size=patch_size,
+            patch_size_t=patch_size_t,
             in_channels=in_channels,
             embed_dim=width,
             text_embed_dim=text_embed_dim,
@@ -165,7 +119,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
             max_text_seq_length=max_text_seq_length,
             spatial_interpolation_scale=spatial_interpolation_scale,
             temporal_interpolation_scale=temporal_interpolation_scale,
-            use_positional_embeddings=not use_rotary_positional_embeddings,
+            use_positional_embeddings=False,  # they depend on the scenes, see forward
             use_learned_positional_embeddings=False,
         )
         self.embedding_dropout = nn.Dropout(dropout)
@@ -193,7 +147,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
             norm_eps=norm_eps,
             chunk_dim=1,
         )
-        self.proj_out = nn.Linear(width, patch_size * patch_size * out_channels)
+        self.proj_out = nn.Linear(width, (patch_size_t or 1) * patch_size**2 * out_channels)
         self.gradient_checkpointing = False
 
     def forward(
@@ -218,50 +172,87 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
                 generated.
 
         Returns:
-            (B, F, C_out, H, W). Frames of condition scenes carry no meaning and no loss.
+            (B, F, C, H, W). Frames of condition scenes carry no meaning and no loss.
+
+        Raises:
+            ConfigError: A scene's frames do not fit the model (CogVideoX 1.5 takes pairs).
         """
-        batch, frames, _, height, width = hidden_states.shape
+        frames, _, height, width = hidden_states.shape[1:]
+        assert sum(scene_frames) == frames, f"{scene_frames} latent frames, given {frames}"
         scenes, text_tokens = encoder_hidden_states.shape[1:3]
+        assert len(scene_frames) == scenes, f"{scenes} texts for {len(scene_frames)} scenes"
         patch = int(self.config.patch_size)
         grid = (height // patch, width // patch)
-        assert sum(scene_frames) == frames, f"{scene_frames} latent frames, given {frames}"
-        assert len(scene_frames) == scenes, f"{scenes} texts for {len(scene_frames)} scenes"
+        scene_steps = self.patched_frames(scene_frames)
         plan = Plan(
             mask=self.config.mask,
             text_lengths=(text_tokens,) * scenes,
-            video_lengths=tuple(f * grid[0] * grid[1] for f in scene_frames),
+            video_lengths=tuple(steps * grid[0] * grid[1] for steps in scene_steps),
+            backend=self.config.attention_backend,
         )
-        conditioning = Conditioning.of(
-            self.embed_time(timestep, hidden_states.dtype),
-            self.embed_time(torch.zeros_like(timestep), hidden_states.dtype)
-            if generated is not None
-            else None,
-            generated,
-            plan,
-        )
-        text = self.patch_embed.text_proj(encoder_hidden_states.flatten(1, 2))
-        video = self.patch_embed.proj(hidden_states.flatten(0, 1))  # (B*F, D, H/p, W/p)
-        video = video.flatten(2).transpose(1, 2).unflatten(0, (batch, frames)).flatten(1, 2)
-        rotary_embedding = None
-        if self.config.use_rotary_positional_embeddings:
-            base = (self.config.sample_height // patch, self.config.sample_width // patch)
-            head = int(self.config.attention_head_dim)
-            cos, sin = rotary(head, frames, grid, base)
-            rotary_embedding = (cos.to(video.device), sin.to(video.device))
-        else:
-            video = add_sincos(self.patch_embed, video, (height, width), scene_frames)
+        dtype = hidden_states.dtype
+        clean = self.embed_time(torch.zeros_like(timestep[:1]), dtype)
+        times = scene_times(self.embed_time(timestep, dtype), clean, generated)
+
+        embedded = self.patch_embed(encoder_hidden_states.flatten(1, 2), hidden_states)
+        text, video = embedded.split([sum(plan.text_lengths), sum(plan.video_lengths)], 1)
+        timeline = Timeline.of(scene_steps, self.config.position_policy, self.config.position_gap)
+        video, rotations = self.place(video, timeline, grid, sum(plan.text_lengths))
         video, text = self.embedding_dropout(video), self.embedding_dropout(text)
 
         for block in self.transformer_blocks:
-            arguments = (video, text, conditioning, plan, rotary_embedding)
+            arguments = (video, text, times, plan, rotations)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 # put there by diffusers' enable_gradient_checkpointing()
                 video, text = cast("Any", self)._gradient_checkpointing_func(block, *arguments)
             else:
                 video, text = block(*arguments)
 
-        video = modulate_out(self.norm_out, self.norm_final(video), conditioning)
-        return unpatchify(self.proj_out(video), frames, grid, patch)
+        video = modulate_out(self.norm_out, self.norm_final(video), times, plan)
+        return unpatchify(self.proj_out(video), grid, int(self.config.patch_size_t or 1), patch)
+
+    def patched_frames(self, scene_frames: Sequence[int]) -> list[int]:
+        """Positions in time of each scene: its latent frames, or pairs of them in CogVideoX 1.5.
+
+        Raises:
+            ConfigError: A scene's frames cannot be grouped.
+        """
+        together = int(self.config.patch_size_t or 1)
+        if any(frames % together for frames in scene_frames):
+            raise ConfigError(
+                "a scene's latent frames do not fit this CogVideoX 1.5 model",
+                found=f"{list(scene_frames)} latent frames",
+                expected=f"a multiple of {together} in every scene",
+                do="choose frames per scene so that 1 + (frames - 1) / 4 is such a multiple, "
+                "e.g. 45 or 53",
+            )
+        return [frames // together for frames in scene_frames]
+
+    def place(
+        self, video: Tensor, timeline: Timeline, grid: tuple[int, int], text_tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add sinusoidal positions to the video tokens, or make the rotations of all tokens."""
+        config = self.config
+        if not config.use_rotary_positional_embeddings:
+            added = add_sincos(
+                video,
+                timeline,
+                grid,
+                time_scale=config.temporal_interpolation_scale,
+                space_scale=config.spatial_interpolation_scale,
+            )
+            return added, None
+        rotations = rotary(
+            config.attention_head_dim,
+            text_tokens,
+            timeline.positions,
+            grid,
+            (config.sample_height // config.patch_size, config.sample_width // config.patch_size),
+            sliced=config.patch_size_t is not None,
+            dtype=torch.promote_types(video.dtype, torch.float32),
+            device=video.device,
+        )
+        return video, rotations
 
     def embed_time(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """(B,) timesteps to (B, M)."""
@@ -269,13 +260,8 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         return self.time_embedding(self.time_proj(timestep).to(dtype))
 
 
-def rotate_video(x: Tensor, num_text: int, rotary_embedding: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the video tokens of a (B, N, S*T + L, E) query or key."""
-    rotated = apply_rotary_emb(x[:, :, num_text:], cast("Any", rotary_embedding))
-    return torch.cat([x[:, :, :num_text], cast("Tensor", rotated)], 2)
-
-
-def unpatchify(tokens: Tensor, frames: int, grid: tuple[int, int], patch: int) -> Tensor:
-    """(B, F*h*w, C*p*p) tokens back to (B, F, C, h*p, w*p) frames."""
-    tiles = tokens.unflatten(2, (-1, patch, patch)).unflatten(1, (frames, *grid))
-    return tiles.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_t: int, patch: int) -> Tensor:
+    """(B, F/q*h*w, C*q*p*p) tokens back to (B, F, C, h*p, w*p); q frames and p x p in a token."""
+    tiles = tokens.unflatten(2, (-1, patch_t, patch, patch)).unflatten(1, (-1, *grid))
+    frames = tiles.permute(0, 1, 5, 4, 2, 6, 3, 7)  # (B, F/q, q, C, h, p, w, p)
+    return frames.flatten(6, 7).flatten(4, 5).flatten(1, 2)

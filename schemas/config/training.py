@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,25 @@ class ModelConfig(StageConfig):
         default="v2",
         description="Attention mask. Paper: v2 (text sees its own scene; video sees its own text "
         "and all video).",
+    )
+    position_policy: Literal["continuous", "reset", "gap"] = Field(
+        default="continuous",
+        description="How scenes lie in time: continuous (time runs on over the scenes), reset "
+        "(every scene starts at 0) or gap (position_gap is left out between scenes). Paper: "
+        "continuous.",
+    )
+    position_gap: int = Field(
+        default=0,
+        description="Positions left out between two scenes, 0 to 1000; only with "
+        "position_policy=gap. One position is a latent frame (4 frames of video), in CogVideoX 1.5 "
+        "a pair of them.",
+        ge=0,
+        le=1000,
+    )
+    attention_backend: Literal["auto", "dense", "flex", "lse"] = Field(
+        default="auto",
+        description="How attention is computed; all are exact. auto chooses by device, mask and "
+        "type and logs the choice. dense holds the whole mask.",
     )
     scenes: int = Field(default=3, description="Scenes per sample, 1 to 16. Paper: 3.", ge=1, le=16)
     frames: int = Field(
@@ -58,6 +77,22 @@ class ModelConfig(StageConfig):
                 f"{self.frames}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gap(self) -> ModelConfig:
+        if self.position_gap and self.position_policy != "gap":
+            raise ValueError(
+                f"position_gap is for position_policy=gap, found position_gap={self.position_gap} "
+                f"with position_policy={self.position_policy}"
+            )
+        return self
+
+    @property
+    def scene_settings(self) -> dict[str, Any]:
+        """The fields that are also keys of our transformer's config.json."""
+        return self.model_dump(
+            include={"mask", "position_policy", "position_gap", "attention_backend"}
+        )
 
 
 class TrainStageConfig(StageConfig):
@@ -136,6 +171,11 @@ class TrainingConfig(StageConfig):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Compute type. Paper: bfloat16; a CPU is faster and more exact in float32.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute every block again in the backward pass: a forward pass more, and the "
+        "memory of one block in place of all. Paper: on.",
     )
     num_processes: int = Field(
         default=1, description="Ranks on this machine (GPUs, or CPU processes), >= 1.", ge=1

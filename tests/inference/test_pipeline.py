@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline
 
-from inference.noise import initial_noise, scene_generator
 from inference.pipeline import Mask2DiTPipeline
 from inference.sampler import denoising_timesteps
 from schemas.errors import CheckpointError, GenerationError
+from training.noise import initial_noise, scene_generator
 
 STORY = ["Actor1 walks.", "Actor2 arrives.", "Both eat."]
 OTHER = ["A red ball.", "A blue ball.", "Two balls."]

@@ -17,6 +17,14 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, ground):
     assert model_sha256(other) != model_sha256(ground.base)
 
 
+def test_another_position_policy_is_another_model_with_the_same_weights(tmp_path, ground):
+    made = make_tiny_base(tmp_path / "a", SHAPE.model_copy(update={"position_policy": "reset"}))
+    transformer = load_components(made).transformer
+    assert transformer.config.position_policy == "reset"
+    before = load_components(ground.base).transformer.state_dict()
+    assert all(torch.equal(before[k], v) for k, v in transformer.state_dict().items())
+
+
 def test_finished_folder_is_reused_and_a_strange_one_kept(tmp_path, ground):
     marker = ground.base / "_DONE.json"
     before = marker.stat().st_mtime_ns

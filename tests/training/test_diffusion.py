@@ -62,6 +62,39 @@ def test_mean_over_all_frames_is_the_plain_mse():
     torch.testing.assert_close(masked_mse(latents, noise), expected)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0], ids=["5b", "2b"])
+def test_schedule_is_that_of_the_scheduler_config_and_ends_in_pure_noise(shift):
+    """Restated: scaled-linear betas, SNR shift, rescaling so that nothing is left at the end."""
+    scheduler = CogVideoXDDIMScheduler(**{**SCHEDULER, "snr_shift_scale": shift})
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)
+    root = (kept / (shift + (1 - shift) * kept)).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    latents, noise, text, _ = tensors()
+    timestep = torch.tensor([250, 999])
+    model = Recorder(torch.zeros_like(latents))
+    loss = diffusion_loss(model, scheduler, latents, text, noise, timestep, FRAMES)
+    a = root[timestep][:, None, None, None, None]
+    b = (1 - a**2).sqrt()
+    torch.testing.assert_close(model.noisy, (a * latents + b * noise).float())
+    torch.testing.assert_close(loss, (a * noise - b * latents).square().mean().float())
+    assert a[1] == 0
+
+
+def test_bfloat16_latents_are_noised_in_float32():
+    scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
+    latents, noise, text, timestep = tensors()
+    low, low_noise = latents.bfloat16(), noise.bfloat16()
+    model = Recorder(torch.zeros_like(low))
+    loss = diffusion_loss(model, scheduler, low, text, low_noise, timestep, FRAMES)
+    exact = Recorder(torch.zeros_like(latents))
+    expected = diffusion_loss(
+        exact, scheduler, low.float(), text, low_noise.float(), timestep, FRAMES
+    )
+    assert torch.equal(model.noisy, exact.noisy.bfloat16())
+    assert torch.equal(loss, expected)
+
+
 def test_other_prediction_types_are_refused():
     with pytest.raises(ConfigError, match="epsilon"):
         check_scheduler(CogVideoXDDIMScheduler(prediction_type="epsilon"))

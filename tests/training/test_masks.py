@@ -6,8 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import ConfigError
-from training.attention import Plan, attend
-from training.masks import ALIASES, MASKS, Tokens, dense_mask, predicate
+from training.masks import (
+    ALIASES,
+    MASKS,
+    dense_mask,
+    group_of_token,
+    group_table,
+    groups,
+    pieces,
+    predicate,
+)
 
 # What a text and a video token of a scene see, as in the table of the facts: for each kind of key,
 # "own" scene, "all" scenes, or "past" (own and earlier ones).
@@ -57,31 +65,53 @@ def test_dense_mask_is_the_table(name, text, data):
 
 
 @pytest.mark.parametrize("name", [*ALIASES, *MASKS])
-def test_predicates_work_on_plain_values(name):
-    f = predicate(name)
-    kinds = itertools.product(range(3), (False, True))
-    tokens = [Tokens(scene, video) for scene, video in kinds]
-    mask = dense_mask(name, (1, 1, 1), (1, 1, 1))
-    for q, k in itertools.product(tokens, tokens):
-        expected = (
-            True if mask is None else bool(mask[q.video * 3 + q.scene, k.video * 3 + k.scene])
-        )
-        assert bool(f(q, k)) == expected
+def test_group_table_is_the_predicate_and_an_alias_its_mask(name):
+    table = group_table(name, 3)
+    allowed = predicate(name)
+    for (i, q), (j, k) in itertools.product(enumerate(groups(3)), repeat=2):
+        assert table[i][j] is allowed(q, k)
+    assert table == group_table(ALIASES.get(name, name), 3)
+
+
+def test_groups_follow_the_sequence():
+    assert group_of_token((1, 0, 2), (2, 1, 0)).tolist() == [0, 2, 2, 3, 3, 4]
+    assert [(g.scene, g.video) for g in groups(2)] == [
+        (0, False),
+        (1, False),
+        (0, True),
+        (1, True),
+    ]
+
+
+with_empty = st.lists(st.integers(0, 3), min_size=1, max_size=5)
+
+
+@given(st.sampled_from(sorted(TABLE)), with_empty, st.data())
+def test_pieces_tile_the_mask(name, text, data):
+    video = data.draw(
+        st.lists(st.integers(0, 3), min_size=len(text), max_size=len(text)), label="video"
+    )
+    plan = (name, tuple(text), tuple(video))
+    tokens = sum(text) + sum(video)
+    times = torch.zeros(tokens, tokens, dtype=torch.int)
+    for piece in pieces(*plan):
+        rows, columns = slice(*piece.rows), slice(*piece.columns)
+        touched = times[rows].any(1)
+        assert piece.first == (not touched.any())
+        times[rows, columns] += 1
+    expected = brute_force(*plan).reshape(tokens, tokens)
+    assert torch.equal(times, expected.int())
+
+
+@pytest.mark.parametrize("scenes", [2, 3, 10])
+def test_pieces_of_v2_keep_all_video_in_one_call(scenes):
+    text, video = (2,) * scenes, (5,) * scenes
+    first, *others = pieces("v2", text, video)
+    assert first.rows == first.columns == (2 * scenes, 7 * scenes)
+    assert len(others) == 3 * scenes
+    assert len(pieces("v5", text, video)) == len(pieces("v2", (2,), (5,))) == 1
 
 
 def test_unknown_mask_is_refused():
     with pytest.raises(ConfigError, match="scene_causal"):
         predicate("v6")
-
-
-@pytest.mark.parametrize("name", sorted(TABLE))
-def test_gradient_flows_exactly_where_the_mask_allows(name):
-    plan = Plan(name, (2, 1, 3), (3, 2, 1))
-    expected = brute_force(name, plan.text_lengths, plan.video_lengths)
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 1, 2, 12, 8, generator=generator, dtype=torch.float64)
-    value.requires_grad_()
-    out = attend(query, key, value, plan)
-    for row in range(12):
-        (grad,) = torch.autograd.grad(out[:, :, row].sum(), value, retain_graph=True)
-        assert torch.equal(grad[0, 0].abs().sum(-1) > 0, expected[row])

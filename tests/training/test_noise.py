@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.noise import initial_noise, scene_generator
+from training.noise import initial_noise, scene_generator, scene_noise
 
 SHAPE = (2, 4, 3, 3)
 SEEDS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4)
@@ -32,3 +32,15 @@ def test_noise_is_standard_normal_and_scenes_are_independent():
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
     assert abs(float((noise[0] * noise[1]).mean())) < 0.02
+
+
+def test_noise_of_a_scene_depends_on_seed_and_place_alone():
+    one = scene_noise(7, [3, 2, 4], (4, 6, 8)).split([3, 2, 4])
+    other = scene_noise(7, [3, 5, 4], (4, 6, 8)).split([3, 5, 4])
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[2], other[2])
+    assert not torch.equal(one[0], scene_noise(8, [3], (4, 6, 8)))
+    assert not torch.equal(one[0][:2], one[1])
+    many = scene_noise(0, [50, 50], (4, 6, 8))
+    assert abs(many.mean()) < 0.02
+    assert abs(many.std() - 1) < 0.02

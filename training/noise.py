@@ -1,7 +1,7 @@
-"""Noise that depends on the story's seed, the scene and its purpose, and on nothing else.
+"""Noise that depends on a seed, the scene and its purpose, and on nothing else.
 
-The same story therefore starts from the same noise in any batch, on any device and on any number of
-workers, and an extended scene keeps its own noise wherever the window of conditions begins.
+The same story therefore meets the same noise in any batch, on any device and on any number of
+workers, and a scene keeps its own noise whatever the lengths of the others are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,25 @@ def scene_generator(seed: int, scene: int, purpose: str) -> torch.Generator:
     """
     key = hashlib.sha256(f"triptych/{purpose}/{seed}/{scene}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(key[:8], "little", signed=True))
+
+
+def scene_noise(seed: int, scene_frames: Sequence[int], frame_shape: Sequence[int]) -> Tensor:
+    """Noise of one training sample, drawn scene by scene.
+
+    Args:
+        seed: Seed of the sample in this step.
+        scene_frames: Latent frames of each scene.
+        frame_shape: (C, H, W).
+
+    Returns:
+        (F, C, H, W) standard normal, float32 on the CPU.
+    """
+    return torch.cat(
+        [
+            torch.randn(frames, *frame_shape, generator=scene_generator(seed, place, "training"))
+            for place, frames in enumerate(scene_frames)
+        ]
+    )
 
 
 def initial_noise(
