@@ -49,7 +49,7 @@ bench: $(addprefix bench-,$(BENCHES)) ## All benchmarks, then docs/benchmarks.md
 
 bench-shots: ARGS ?= $(MEDIA) assets/samples
 bench-shots: ## Shot detectors beside PySceneDetect: the samples, and MEDIA=folder
-bench-curation: ## One and two workers, memory of a long run, a killed run (half an hour)
+bench-curation: ## One and two workers, memory of a long run, a killed run (under an hour)
 
 bench-%: $(READY)
 	@$(BIN)/python -m benchmarks.$* $(ARGS)

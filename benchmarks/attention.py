@@ -1,6 +1,6 @@
 """Masked attention (v2) side by side: time and peak memory of one layer.
 
-Usage: python benchmarks/attention.py [--gpu] [--repeat 5] [--out build/bench/attention.json]
+Usage: python -m benchmarks.attention [--gpu] [--repeat 5] [--out build/bench/attention.json]
 
 ``lse`` is ours. Peers: ``grouped``, the official code's way, written here from its description
 (every scene gets its own copy of all video keys and values, behind its text); ``bool mask``,

@@ -1,6 +1,6 @@
 """The curation run at length: two workers beside one, its memory, and a run that was killed.
 
-Usage: python -m benchmarks.curation [--files 500] [--pair-files 150] [--repeat 3]
+Usage: python -m benchmarks.curation [--files 500] [--pair-files 240] [--repeat 3]
     [--out build/bench/curation.json]
 
 Films are the project's mp4 samples over and over, each copy with an empty box of its own at the end
@@ -68,7 +68,7 @@ def main() -> None:
     """Measure, print tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--files", type=int, default=500, help="of the long run")
-    parser.add_argument("--pair-files", type=int, default=150, help="of one and two workers")
+    parser.add_argument("--pair-files", type=int, default=240, help="of one and two workers")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("build/bench/curation.json"))
     parser.add_argument("--refresh", type=Path, nargs=2, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """One step of the masked DiT beside diffusers' CogVideoX at equal token count.
 
-Usage: python benchmarks/model.py [--gpu] [--layers 2] [--repeat 5] [--out build/bench/model.json]
+Usage: python -m benchmarks.model [--gpu] [--layers 2] [--repeat 5] [--out build/bench/model.json]
 
 Both models have CogVideoX-2B's width (30 heads x 64), the same weights and the same number of
 tokens: ours takes S scenes with a text each, diffusers one scene as long with one text as long. The

@@ -90,7 +90,8 @@ def look_at(pts: int, luma: Luma) -> Look:
         half = (even.shape[1] // 2, even.shape[0] // 2)
         small = cv2.resize(even, half, interpolation=cv2.INTER_AREA)
     small = cv2.resize(small, (small_width, _LOOK_HEIGHT_PX), interpolation=cv2.INTER_AREA)
-    sharpness = float(cv2.Laplacian(small, cv2.CV_32F).var())
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(small, cv2.CV_16S))
+    sharpness = float(deviation[0, 0]) ** 2
     return Look(pts, sharpness, _is_combed(luma), _picture_box(luma), (width, height))
 
 
