@@ -12,18 +12,18 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from curation import pipeline
 from curation.captions import CaptionSpan, join_spans
+from curation.clip_cache import Described, by_source, describe_clips
 from curation.clips import make_clips
 from curation.dedup import earlier_vectors, find_duplicates, reject_remuxed
 from curation.embeddings import Embedder, load_embedder
@@ -53,14 +53,10 @@ from schemas.tables import (
     SHOTS,
     SOURCES,
     WINDOWS,
-    Table,
     build_row,
-    read_table,
 )
 
 log = logging.getLogger(__name__)
-
-R = TypeVar("R")
 
 STAGES = (
     "sources", "shots", "clips", "filters", SCORES_STAGE, "embeddings", "dedup", "windows",
@@ -82,18 +78,16 @@ STAGE_VERSION = {
 }
 """Raise one when its stage's code gives other results: what was made before is then redone."""
 
-_CLIPS_PER_PIECE = 64
-
 
 class Refresh:
     """A refresh. Call the stages in order; each returns its reconciled count.
 
-    Raises:
-        ConfigError: A threshold is set for a score without its weights, or weights are missing.
-
     ``sources()`` comes first and fixes ``snapshot_id``, a fingerprint of all inputs. If
     ``published()`` then gives a snapshot, nothing has changed and only ``publish()`` is left to
     call, which makes ``LATEST`` name it.
+
+    Raises:
+        ConfigError: A threshold is set for a score without its weights, or weights are missing.
     """
 
     def __init__(self, config: TriptychConfig, workspace: Workspace | None = None) -> None:
@@ -209,7 +203,7 @@ class Refresh:
     def clips(self) -> StageCount:
         """Trim shots to spans of usable length, the clips, and give them their captions."""
         started = time.monotonic()
-        shots = _by_source(self._building.read(SHOTS, "shots"))
+        shots = by_source(self._building.read(SHOTS, "shots"))
         model = self.config.training.model
         clips: list[Clip] = []
         rejects: list[Reject] = []
@@ -283,7 +277,7 @@ class Refresh:
             reused=len(set(clips).intersection(*(m.reused for m in made))),
         )
 
-    def _scored(self, clips: Iterable[Clip], scorer: NamedScorer) -> _Described[ClipScore]:
+    def _scored(self, clips: Iterable[Clip], scorer: NamedScorer) -> Described[ClipScore]:
         cfg = self.config.curation.scorers
 
         def score(pieces: list[Piece]) -> list[Failure]:
@@ -295,7 +289,7 @@ class Refresh:
             )
 
         key = fingerprint(STAGE_VERSION[SCORES_STAGE], dataclasses.astuple(scorer))
-        return _describe(clips, CLIP_SCORES, self.workspace.cache(SCORES_STAGE) / key, score)
+        return describe_clips(clips, CLIP_SCORES, self.workspace.cache(SCORES_STAGE) / key, score)
 
     def embeddings(self) -> StageCount:
         """Describe every clip by a vector.
@@ -312,7 +306,7 @@ class Refresh:
                 pieces, self.downloads, cfg.embedding, self.limits, self.config.engine
             )
 
-        made = _describe(clips.values(), EMBEDDINGS, self._embeddings_cache(), embed)
+        made = describe_clips(clips.values(), EMBEDDINGS, self._embeddings_cache(), embed)
         self._building.write(
             EMBEDDINGS, self._building.tables.table("embeddings"), made.rows.values()
         )
@@ -353,7 +347,7 @@ class Refresh:
         cfg = self.config.curation.windows
         vectors = self._vectors()
         windows, rejects, received = [], [], 0
-        for clips in _by_source(self._building.read(CLIPS, "clips")).values():
+        for clips in by_source(self._building.read(CLIPS, "clips")).values():
             made, refused = make_windows(clips, vectors, cfg)
             windows += made
             rejects += refused
@@ -556,55 +550,6 @@ def _stat(path: Path) -> tuple[int, ...]:
 
 def _failed(failure: Failure, stage: str, uri: str) -> Reject:
     return Reject(failure.record_id, stage, failure.reason, failure.detail, uri, failed=True)
-
-
-def _by_source(rows: Iterable[Any]) -> dict[str, list[Any]]:
-    groups: dict[str, list[Any]] = defaultdict(list)
-    for row in rows:
-        groups[row.source_id].append(row)
-    return dict(groups)
-
-
-@dataclass(frozen=True)
-class _Described(Generic[R]):
-    """Rows by clip id; the clips that had theirs before; and what could not be described now."""
-
-    rows: dict[str, R]
-    reused: set[str]
-    failures: list[Failure]
-
-
-def _describe(
-    clips: Iterable[Clip],
-    table: Table[R],
-    cache: Path,
-    work: Callable[[list[Piece]], list[Failure]],
-) -> _Described[R]:
-    """One row per clip, from the cache or made by ``work`` in batches of one source."""
-    known: dict[str, R] = {}
-    pieces: list[Piece] = []
-    wanted = {c.clip_id: c for c in clips}
-    for source_id, of_source in _by_source(wanted.values()).items():
-        known |= _read_pieces(cache / source_id, table)
-        missing = [c for c in of_source if c.clip_id not in known]
-        for i in range(0, len(missing), _CLIPS_PER_PIECE):
-            batch = missing[i : i + _CLIPS_PER_PIECE]
-            name = fingerprint([c.clip_id for c in batch])
-            rows = [dataclasses.asdict(c) for c in batch]
-            pieces.append(Piece(name, cache / source_id / f"{name}.parquet", {"clips": rows}))
-    reused = wanted.keys() & known.keys()
-    failures = work(pieces)
-    for folder in sorted({p.path.parent for p in pieces}):
-        known |= _read_pieces(folder, table)
-    found = {clip_id: known[clip_id] for clip_id in wanted if clip_id in known}
-    return _Described(found, reused, failures)
-
-
-def _read_pieces(folder: Path, table: Table[R]) -> dict[str, R]:
-    """Rows of finished pieces by clip id. Unfinished pieces have a hidden temporary name."""
-    paths = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
-    rows: list[Any] = [row for path in paths for row in read_table(path, table)]
-    return {row.clip_id: row for row in rows}
 
 
 def _num_scenes(samples: Iterable[Sample]) -> int:

@@ -1,0 +1,79 @@
+"""What is computed once per clip (embeddings, scores), kept in the workspace's cache.
+
+Each finished batch of clips is a file of its own; only clips that no file has are computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from curation.pipeline import Failure, Piece
+from schemas.rows import Clip
+from schemas.storage import fingerprint
+from schemas.tables import Table, read_table
+
+R = TypeVar("R")
+
+_CLIPS_PER_PIECE = 64
+
+
+@dataclass(frozen=True)
+class Described(Generic[R]):
+    """Rows by clip id; the clips that had theirs before; and what could not be described now."""
+
+    rows: dict[str, R]
+    reused: set[str]
+    failures: list[Failure]
+
+
+def describe_clips(
+    clips: Iterable[Clip],
+    table: Table[R],
+    cache: Path,
+    work: Callable[[list[Piece]], list[Failure]],
+) -> Described[R]:
+    """One row per clip, from the cache or made by ``work`` in batches of one source.
+
+    Args:
+        clips: What is wanted.
+        table: Of the rows; they have a ``clip_id``.
+        cache: Folder of everything made the same way (model, weights, settings).
+        work: Writes the pieces that are missing, and returns what failed.
+    """
+    known: dict[str, R] = {}
+    pieces: list[Piece] = []
+    wanted = {c.clip_id: c for c in clips}
+    for source_id, of_source in by_source(wanted.values()).items():
+        known |= _read_pieces(cache / source_id, table)
+        missing = [c for c in of_source if c.clip_id not in known]
+        for i in range(0, len(missing), _CLIPS_PER_PIECE):
+            batch = missing[i : i + _CLIPS_PER_PIECE]
+            name = fingerprint([c.clip_id for c in batch])
+            rows = [dataclasses.asdict(c) for c in batch]
+            pieces.append(Piece(name, cache / source_id / f"{name}.parquet", {"clips": rows}))
+    reused = wanted.keys() & known.keys()
+    failures = work(pieces)
+    for folder in sorted({p.path.parent for p in pieces}):
+        known |= _read_pieces(folder, table)
+    found = {clip_id: known[clip_id] for clip_id in wanted if clip_id in known}
+    return Described(found, reused, failures)
+
+
+def _read_pieces(folder: Path, table: Table[R]) -> dict[str, R]:
+    """Rows of finished pieces by clip id. Unfinished pieces have a hidden temporary name."""
+    paths = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
+    rows: list[Any] = [row for path in paths for row in read_table(path, table)]
+    return {row.clip_id: row for row in rows}
+
+
+def by_source(rows: Iterable[Any]) -> dict[str, list[Any]]:
+    """Rows grouped by ``source_id``, in order."""
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        groups[row.source_id].append(row)
+    return dict(groups)
