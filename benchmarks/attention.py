@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import time
@@ -38,6 +35,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.tables import target, write_report
 from training.attention import Plan, attend
 from training.lse_attention import choose_kernel
 from training.masks import dense_mask
@@ -118,8 +116,10 @@ def main() -> None:
         *(_row(case, name, memory, "MB", 1e-6) for case, name in memory if name != OURS),
     ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    _report(rows, _targets(cases, growth, seconds, memory), args)
     _plot([case for case in growth if case.backward], memory, args.out.with_suffix(".svg"))
+    about = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
+    targets = _targets(cases, growth, seconds, memory)
+    write_report(args.out, "Masked attention", about, rows, targets, _machine(args.gpu))
 
 
 def runner(case: Case, name: str) -> Callable[[], None]:
@@ -269,30 +269,21 @@ def _targets(
     found: list[dict[str, Any]] = []
     least = 1.15 if cases[0].device == "cuda" else 1.0
     for way, what in zip(BOTH, ("forward", "forward and backward"), strict=True):
-        for name, value, target, sign in (
-            ("memory over no mask", max(ratios(memory, OURS, BARE, way)), 1.15, 1),
-            ("speed over grouped", min(ratios(seconds, GROUPED, OURS, way)), least, -1),
-            ("memory per further token, many scenes over few", bending(way), 1.1, 1),
+        for name, value, limit, at_most in (
+            ("memory over no mask", max(ratios(memory, OURS, BARE, way)), 1.15, True),
+            ("speed over grouped", min(ratios(seconds, GROUPED, OURS, way)), least, False),
+            ("memory per further token, many scenes over few", bending(way), 1.1, True),
         ):
-            met = sign * value <= sign * target
-            row = {"name": f"{what}: {name}", "value": round(value, 3), "target": target}
-            found.append({**row, "met": met})
+            found.append(target(f"{what}: {name}", value, limit, at_most=at_most))
     return found
 
 
-def _report(rows: list[dict[str, Any]], targets: list[dict[str, Any]], args: Any) -> None:
-    for row in rows:
-        print("{ours!s:>9} {peer!s:>9} {unit} {ratio!s:>7}  {case}".format_map(row))
-    for target in targets:
-        print(f"{'met   ' if target['met'] else 'MISSED'} {target['name']}: {target['value']}")
-    machine: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
-    machine |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    if args.gpu:
+def _machine(gpu: bool) -> dict[str, Any]:
+    machine: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if gpu:
         machine |= {"gpu": torch.cuda.get_device_name()}
         machine |= {"kernel": choose_kernel(torch.device("cuda"), torch.bfloat16, 64)[1]}
-    about = " ".join((__doc__ or "").split("\n\n", 2)[2].split())
-    report = {"title": "Masked attention", "about": about, "machine": machine}
-    args.out.write_text(json.dumps({**report, "rows": rows, "targets": targets}, indent=2) + "\n")
+    return machine
 
 
 def _plot(growth: list[Case], memory: Table, out: Path) -> None:

@@ -16,9 +16,6 @@ peer's time (or memory) over ours: above 1 ours needs less.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +28,7 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from benchmarks.tables import target, write_report
 from training.transformer import Mask2DiTTransformer3DModel
 
 SCENES = 3
@@ -87,26 +85,17 @@ def main() -> None:
             rows += added
             print(*map(_line, added), sep="\n", flush=True)
     targets = _targets(rows)
-    for target in targets:
-        print(f"{'met   ' if target['met'] else 'MISSED'} {target['name']}: {target['value']}")
-    report = {
-        "title": "The masked DiT's step beside diffusers' CogVideoX",
-        "about": f"{args.layers} layers of width 1920, {SCENES} scenes of "
-        f"{FRAMES_PER_SCENE[device.type]} latent frames {LATENT_SIZE[device.type]}, "
-        f"{TEXT_TOKENS[device.type]} text tokens each, {str(dtype).removeprefix('torch.')}; "
-        f"median of {args.repeat} interleaved repetitions; ratio = peer / ours",
-        "machine": {
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            **({"gpu": torch.cuda.get_device_name()} if args.gpu else {}),
-        },
-        "rows": rows,
-        "targets": targets,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    about = (
+        f"{args.layers} layers of width 1920, {SCENES} scenes of {FRAMES_PER_SCENE[device.type]} "
+        f"latent frames {LATENT_SIZE[device.type]}, {TEXT_TOKENS[device.type]} text tokens each, "
+        f"{str(dtype).removeprefix('torch.')}; median of {args.repeat} interleaved repetitions; "
+        "ratio = peer / ours"
+    )
+    machine: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if args.gpu:
+        machine["gpu"] = torch.cuda.get_device_name()
+    title = "The masked DiT's step beside diffusers' CogVideoX"
+    write_report(args.out, title, about, rows, targets, machine)
 
 
 def measure(
@@ -225,19 +214,11 @@ def _targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     plain = "forward + backward with checkpointing, v2"
     conditional = "forward + backward with checkpointing, v2, two conditions"
     cost = timed[f"2b: {conditional}"]["ours"] / timed[f"2b: {plain}"]["ours"]
+    like = "like for like (v5), ours is at least as fast as diffusers: least ratio"
+    conditions = "conditions cost at most a tenth of a training step: ratio"
     return [
-        {
-            "name": "like for like (v5), ours is at least as fast as diffusers: least ratio",
-            "value": round(like_for_like, 3),
-            "target": 1.0,
-            "met": like_for_like >= 1.0,
-        },
-        {
-            "name": "conditions cost at most a tenth of a training step: ratio",
-            "value": round(cost, 3),
-            "target": CONDITION_COST,
-            "met": cost <= CONDITION_COST,
-        },
+        target(like, like_for_like, 1.0),
+        target(conditions, cost, CONDITION_COST, at_most=True),
     ]
 
 

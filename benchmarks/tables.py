@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,16 +47,32 @@ def target(name: str, value: float, limit: float, *, at_most: bool = False) -> d
 
 
 def write_report(
-    path: Path, title: str, about: str, rows: Sequence[Row], targets: Sequence[Row]
+    path: Path,
+    title: str,
+    about: str,
+    rows: Sequence[Row],
+    targets: Sequence[Row],
+    machine: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the JSON of one benchmark and print its tables."""
+    """Write the JSON of one benchmark and print its tables.
+
+    Args:
+        path: ``build/bench/NAME.json``; a plot of the same name with ``.svg`` beside it is shown in
+            the section.
+        title: Heading of the section.
+        about: A paragraph of Markdown.
+        rows: One per case.
+        targets: As :func:`target` makes them.
+        machine: What matters of the machine beside its CPUs.
+    """
     report = {
         "title": title,
         "about": " ".join(about.split()),
         "measured": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "machine": platform.machine()},
+        "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), **(machine or {})},
         "rows": rows,
         "targets": targets,
+        "plot": path.with_suffix(".svg").is_file(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -75,6 +92,8 @@ def section(name: str, report: Row) -> str:
     for group, rows in groups.items():
         parts += [f"**{group}**"] * bool(group)
         parts.append(_table([{k: v for k, v in row.items() if k != "group"} for row in rows]))
+    if report.get("plot"):
+        parts.append(f"![{report['title']}](bench_{name}.svg)")
     if report["targets"]:
         parts.append(_table([_target_row(entry) for entry in report["targets"]]))
     return "\n\n".join(parts)
@@ -96,6 +115,8 @@ def main() -> None:
     reports = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(RESULTS.glob("*.json"))}
     page = PAGE.read_text("utf-8") if PAGE.is_file() else ""
     PAGE.write_text(update(page, reports), encoding="utf-8")
+    for name in (name for name, report in reports.items() if report.get("plot")):
+        shutil.copyfile(RESULTS / f"{name}.svg", PAGE.with_name(f"bench_{name}.svg"))
     print(f"{PAGE}: {', '.join(reports) or 'no results, nothing changed'}")
 
 

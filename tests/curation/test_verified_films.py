@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.shots import foreign_frames
+from benchmarks.shot_scores import foreign_frames
 from benchmarks.spliced import read_truth
 from curation.clips import make_clips
 from curation.shots import ShotDetection, detect_shots
