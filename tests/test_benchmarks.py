@@ -48,7 +48,9 @@ def test_what_is_written_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "bench" / "name.json"
     write_report(path, "Title", "Some\n    words.", [{"case": "a"}], [target("t", 1, 1)])
     found = json.loads(path.read_text())
-    assert set(found) == {"title", "about", "measured", "machine", "rows", "targets"}
+    keys = {"title", "about", "measured", "machine", "rows", "targets", "plot"}
+    assert set(found) == keys
+    assert not found["plot"]
     assert found["about"] == "Some words."
     assert section("name", found) in capsys.readouterr().out
 
@@ -57,3 +59,10 @@ def test_the_page_holds_its_sections() -> None:
     page = Path("docs/benchmarks.md").read_text(encoding="utf-8")
     assert "<!-- bench shots -->" in page
     assert update(page, {}) == page
+
+
+def test_a_plot_beside_the_results_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "name.svg").write_text("<svg/>")
+    write_report(tmp_path / "name.json", "Title", "", [{"case": "a"}], [])
+    found = json.loads((tmp_path / "name.json").read_text())
+    assert "![Title](bench_name.svg)" in section("name", found)
