@@ -54,10 +54,12 @@ def films(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Ray with one node of one worker, on which this process is the driver."""
+    before = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     yield cluster
     stop_ray()
     cluster.shutdown()
+    signal.signal(signal.SIGTERM, before)  # Ray's own would end the tests that come after
 
 
 @pytest.fixture(scope="module")

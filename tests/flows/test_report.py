@@ -61,7 +61,7 @@ def shot_and_clip(source: Source, index: int, caption: str) -> tuple[Shot, Clip]
     pts = source.time_base_den // source.time_base_num // 12
     shot = Shot(
         f"{source.source_id}-shot-{index}", source.source_id, index, start * pts, end * pts, start,
-        end, start / 12, end / 12, "cut", "cut", 0, 0, "fast", None, 0.5, 0.1, 0.2,
+        end, start / 12, end / 12, "cut", "cut", 0, 0, "fast", None, [], 0.5, 0.1, 0.2,
         0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, source.width_px, source.height_px,
     )  # fmt: skip
     clip = Clip(
