@@ -171,12 +171,34 @@ class Export:
 
 @dataclass(frozen=True)
 class Embedding:
-    """One clip's unit-norm descriptor under one model; stored as a fixed-size float16 list."""
+    """One clip's unit-norm descriptor under one model; stored as a fixed-size float16 list.
+
+    ``source_id`` and ``start_pts`` are the clip's; they put the table into the order of clips.
+    """
+
+    clip_id: str
+    model_id: str
+    source_id: str
+    start_pts: int
+    weights_sha256: str
+    vector: list[float]
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """How well a clip's caption says what it shows: cosine of text and clip under one model.
+
+    ``long_text`` says what was done to captions longer than the model reads, ``text_chunks`` how
+    many pieces this one was read in. ``similarity`` is None where the model has nothing to say of
+    the caption. A clip without a caption has no row.
+    """
 
     clip_id: str
     model_id: str
     weights_sha256: str
-    vector: list[float]
+    long_text: str
+    text_chunks: int
+    similarity: float | None
 
 
 @dataclass(frozen=True)
@@ -198,16 +220,19 @@ class Window:
 
     ``similarities`` is the upper triangle of the N x N cosine matrix, row by row:
     (0,1), (0,2), ..., (0,N-1), (1,2), ... Scores are stored here; verdicts are taken later.
+    ``index`` is that of the first clip.
     """
 
     sample_id: str
     source_id: str
+    index: int
     clip_ids: list[str]
     similarities: list[float]
     min_adjacent: float
     mean_adjacent: float
     min_pairwise: float
     mean_pairwise: float
+    max_pairwise: float
     largest_gap_s: float
 
 

@@ -78,11 +78,19 @@ SOURCES = Table("sources", rows.Source, ("source_id",), ("source_id",))
 SHOTS = Table("shots", rows.Shot, ("shot_id",), ("source_id", "index"))
 CLIPS = Table("clips", rows.Clip, ("clip_id",), ("source_id", "index"))
 EXPORTS = Table("exports", rows.Export, ("clip_id",), ("clip_id",))
-EMBEDDINGS = Table("embeddings", rows.Embedding, ("clip_id", "model_id"), ("clip_id", "model_id"))
+EMBEDDINGS = Table(
+    "embeddings",
+    rows.Embedding,
+    ("clip_id", "model_id"),
+    ("source_id", "start_pts", "clip_id", "model_id"),
+)
+CAPTION_SCORES = Table(
+    "caption_scores", rows.CaptionScore, ("clip_id", "model_id"), ("clip_id", "model_id")
+)
 CLIP_SCORES = Table(
     "clip_scores", rows.ClipScore, ("clip_id", "scorer_id"), ("clip_id", "scorer_id")
 )
-WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "sample_id"))
+WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "index"))
 SAMPLES = Table("samples", rows.Sample, ("sample_id",), ("sample_id",))
 PROMPTS = Table("prompts", rows.Prompt, ("prompt_id",), ("prompt_id",))
 REJECTS = Table(

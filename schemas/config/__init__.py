@@ -1,15 +1,18 @@
 """Configuration: one frozen model per stage, whole-pipeline presets, commented YAML files."""
 
 from schemas.config.curation import (
+    AblationConfig,
     ClipsConfig,
     CurationConfig,
     DedupConfig,
+    DriftConfig,
     EmbeddingConfig,
     ExportConfig,
     FiltersConfig,
     ManifestsConfig,
     ScorersConfig,
     ShotsConfig,
+    SimilarityModelConfig,
     SourcesConfig,
     WindowsConfig,
 )
@@ -21,9 +24,11 @@ from schemas.config.training import ModelConfig, TrainingConfig, TrainStageConfi
 
 __all__ = [
     "PRESETS",
+    "AblationConfig",
     "ClipsConfig",
     "CurationConfig",
     "DedupConfig",
+    "DriftConfig",
     "EmbeddingConfig",
     "EngineConfig",
     "EvaluationConfig",
@@ -34,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "ScorersConfig",
     "ShotsConfig",
+    "SimilarityModelConfig",
     "SourcesConfig",
     "TrainStageConfig",
     "TrainingConfig",

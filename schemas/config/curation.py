@@ -306,25 +306,49 @@ class ExportConfig(StageConfig):
     )
 
 
-class EmbeddingConfig(StageConfig):
-    """The similarity model and what it is shown."""
+class SimilarityModelConfig(StageConfig):
+    """A model that puts clips and texts into one space."""
 
-    model: Literal["color-layout"] = Field(
+    model: Literal["color-layout", "viclip", "openclip"] = Field(
         default="color-layout",
         description="Similarity model. color-layout needs no weights: mean colours on a grid, per "
-        "part of the clip.",
+        "part of the clip. viclip (the paper's) and openclip need weights.",
     )
+    weights: str | None = Field(
+        default=None,
+        description="Weights of viclip (an official .pth or .safetensors file, or a folder with "
+        "model.safetensors) or of openclip (a folder with open_clip_config.json and weights).",
+    )
+    long_text: Literal["truncate", "chunk"] = Field(
+        default="truncate",
+        description="Captions longer than the model reads (ViCLIP: 32 tokens): truncate (paper), "
+        "or chunk (mean over chunks of whole sentences).",
+    )
+
+
+class EmbeddingConfig(SimilarityModelConfig):
+    """The similarity model and what it is shown."""
+
     frames_per_clip: int = Field(
         default=8,
-        description="Frames read per clip, evenly spaced, 1 to 64. ViCLIP uses 8.",
+        description="Frames read per clip, evenly spaced, 1 to 64. ViCLIP: 8, no other number.",
         ge=1,
         le=64,
     )
     height_px: int = Field(
         default=32,
-        description="Frames are scaled to this many pixels square, 8 to 1024.",
+        description="color-layout: frames are scaled to this many pixels square, 8 to 1024. The "
+        "other models have a size of their own.",
         ge=8,
         le=1024,
+    )
+    batch_clips: int = Field(
+        default=8, description="Clips the model sees at once, 1 to 1024.", ge=1, le=1024
+    )
+    num_gpus: float = Field(
+        default=0.0,
+        description="GPUs per worker, >= 0; 0 = CPU. 0.5 = two workers share one.",
+        ge=0,
     )
 
 
@@ -342,21 +366,51 @@ class WindowsConfig(StageConfig):
     )
 
 
+Statistic = Literal["min_adjacent", "mean_adjacent", "min_pairwise", "mean_pairwise"]
+"""Which similarities of a window are compared with a threshold, and how they are joined."""
+
+
 class ManifestsConfig(StageConfig):
     """What is taken into the pretrain and sft manifests."""
 
-    statistic: Literal["min_adjacent", "mean_adjacent", "min_pairwise", "mean_pairwise"] = Field(
+    statistic: Statistic = Field(
         default="min_pairwise",
         description="Which similarity of a window is compared with low and high.",
     )
-    low: float = Field(
-        default=0.0, description="Lowest similarity kept in sft, -1 to 1.", ge=-1, le=1
+    band: Literal["similarity", "quantile"] = Field(
+        default="similarity",
+        description="What low and high are: similarities, or quantiles (0 to 1) of the statistic "
+        "over all windows.",
     )
-    high: float = Field(
-        default=0.995,
-        description="Highest similarity kept in sft, -1 to 1; above it scenes are near-duplicates.",
+    low: float = Field(
+        default=0.0,
+        description="Lowest similarity (or quantile) kept in sft, -1 to 1.",
         ge=-1,
         le=1,
+    )
+    high: float = Field(
+        default=1.0,
+        description="Highest similarity (or quantile) kept in sft, -1 to 1.",
+        ge=-1,
+        le=1,
+    )
+    near_duplicate: float | None = Field(
+        default=0.995,
+        description="Windows in which two scenes are at least this alike are left out of sft, -1 "
+        "to 1; empty = off.",
+        ge=-1,
+        le=1,
+    )
+    max_shared_clips: int | None = Field(
+        default=None,
+        description="How many clips two sft samples may share, >= 0; the more similar window is "
+        "kept. Empty = any.",
+        ge=0,
+    )
+    max_per_source: int | None = Field(
+        default=None,
+        description="Most sft samples of one source, >= 1; the most similar are kept. Empty = any.",
+        ge=1,
     )
     uses_per_clip: int = Field(
         default=2,
@@ -371,13 +425,81 @@ class ManifestsConfig(StageConfig):
         ge=0,
         le=50,
     )
+    test_percent: int = Field(
+        default=0,
+        description="Share of sources held out for testing, in percent, 0 to 50; chosen by source "
+        "hash.",
+        ge=0,
+        le=50,
+    )
     seed: int = Field(default=0, description="Seed of the pretrain draw, >= 0.", ge=0)
 
     @model_validator(mode="after")
     def _band(self) -> ManifestsConfig:
         if self.low > self.high:
             raise ValueError(f"low ({self.low:g}) must not be above high ({self.high:g})")
+        if self.band == "quantile" and (self.low < 0 or self.high < 0):
+            raise ValueError(f"quantiles are 0 to 1, found low {self.low:g}, high {self.high:g}")
         return self
+
+
+class AblationConfig(StageConfig):
+    """What the flow ablate-thresholds compares."""
+
+    lows: tuple[float, ...] = Field(
+        default=(-1.0, 0.0, 0.2, 0.4, 0.6, 0.8),
+        description="Low thresholds tried, in the unit of manifests.band.",
+        min_length=1,
+    )
+    statistics: tuple[Statistic, ...] = Field(
+        default=(),
+        description="Statistics tried with each threshold; empty = manifests.statistic alone.",
+    )
+    examples: int = Field(
+        default=3,
+        description="Windows shown just below and just above each threshold, 0 to 20.",
+        ge=0,
+        le=20,
+    )
+    truth: str | None = Field(
+        default=None,
+        description="Ground truth (Parquet or CSV: uri, start_s, end_s, story): windows whose "
+        "scenes are of one story are related. Adds precision and recall.",
+    )
+    train_cells: int = Field(
+        default=0,
+        description="Cells, evenly chosen, to train, generate and evaluate with, >= 0.",
+        ge=0,
+    )
+    max_minutes: float = Field(
+        default=60.0,
+        description="No further cell is trained after this many minutes, > 0.",
+        gt=0,
+    )
+
+
+class DriftConfig(StageConfig):
+    """How far a refresh may differ from the one before; empty limits are not checked."""
+
+    max_dropped_ratio: float | None = Field(
+        default=None,
+        description="Largest share of the earlier snapshot's clips that may be gone, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    max_reject_change: float | None = Field(
+        default=None,
+        description="Largest change of the share of records that any stage rejects, 0 to 1.",
+        ge=0,
+        le=1,
+    )
+    max_distance: float | None = Field(
+        default=None,
+        description="Largest Kolmogorov-Smirnov distance of durations, heights or similarities, "
+        "0 to 1.",
+        ge=0,
+        le=1,
+    )
 
 
 class CurationConfig(StageConfig):
@@ -406,9 +528,11 @@ class CurationConfig(StageConfig):
     manifests: ManifestsConfig = Field(
         default=ManifestsConfig(), description="What goes into the manifests."
     )
-    ablation: tuple[float, ...] = Field(
-        default=(-1.0, 0.0, 0.2, 0.4, 0.6, 0.8),
-        description="Low thresholds tried by the flow ablate-thresholds, each -1 to 1.",
+    ablation: AblationConfig = Field(
+        default=AblationConfig(), description="What the flow ablate-thresholds compares."
+    )
+    drift: DriftConfig = Field(
+        default=DriftConfig(), description="How far a refresh may differ from the one before."
     )
     max_error_ratio: float = Field(
         default=0.5,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.config.base import StageConfig
+from schemas.config.curation import SimilarityModelConfig
 
 
 class GenerationConfig(StageConfig):
@@ -53,13 +54,9 @@ class GenerationConfig(StageConfig):
     )
 
 
-class EvaluationConfig(StageConfig):
-    """Consistency scores of generated videos."""
+class EvaluationConfig(SimilarityModelConfig):
+    """Consistency scores of generated videos. Paper: ViCLIP."""
 
-    model: Literal["color-layout"] = Field(
-        default="color-layout",
-        description="Scorer; the same models as curation.embedding.model. Paper: ViCLIP.",
-    )
     frames_per_scene: int = Field(
-        default=8, description="Frames scored per scene, 1 to 64.", ge=1, le=64
+        default=8, description="Frames scored per scene, 1 to 64. ViCLIP: 8.", ge=1, le=64
     )
