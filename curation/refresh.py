@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,40 +20,62 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from curation import pipeline
+from curation.caption_scores import caption_scores
 from curation.captions import CaptionSpan, join_spans
-from curation.clip_cache import Described, by_source, describe_clips
+from curation.clip_cache import (
+    Described,
+    by_source,
+    caption_pieces,
+    describe_clips,
+    vector_pieces,
+)
 from curation.clips import make_clips
 from curation.dedup import earlier_vectors, find_duplicates, reject_remuxed
-from curation.embeddings import Embedder, load_embedder
+from curation.drift_guard import check_drift
+from curation.embeddings import ModelName, load_embedder, name_model
 from curation.filters import SCORES_STAGE, filter_clips, filter_scored
 from curation.inputs import uris
 from curation.inputs.downloads import Downloads
 from curation.inputs.listing import captions_by_source, list_videos
 from curation.inputs.lists import Listed
-from curation.manifests import PRETRAIN_STAGE, SFT_STAGE, pretrain_samples, sft_samples
+from curation.manifests import (
+    CLIP_COLUMNS,
+    PRETRAIN_STAGE,
+    SFT_STAGE,
+    Manifest,
+    pretrain_manifest,
+    sft_manifest,
+)
 from curation.pipeline import Failure, Limits, Piece
 from curation.scorers import NamedScorer, load_scorer, named_scorers
+from curation.selection import WINDOW_COLUMNS
 from curation.shots import ShotDetection, models_behind
+from curation.snapshot_diff import diff_snapshots
 from curation.snapshots import Building
 from curation.sources import reject_duplicates
-from curation.windows import make_windows
+from curation.windows import described_clips, num_runs, score_windows
+from schemas.config.curation import DriftConfig
 from schemas.config.root import TriptychConfig
 from schemas.counts import StageCount
 from schemas.layout import Snapshot, Workspace
-from schemas.rows import Clip, ClipScore, Export, Reject, Sample, Shot, Source
-from schemas.storage import fingerprint, read_done, read_json
+from schemas.rows import Clip, ClipScore, Export, Reject, Shot, Source
+from schemas.storage import fingerprint, latest, read_done, read_json
 from schemas.tables import (
+    CAPTION_SCORES,
     CLIP_SCORES,
     CLIPS,
     EMBEDDINGS,
     EXPORTS,
+    REJECTS,
     SAMPLES,
     SHOTS,
     SOURCES,
     WINDOWS,
     build_row,
+    read_arrow,
 )
 
 log = logging.getLogger(__name__)
@@ -72,8 +94,8 @@ STAGE_VERSION = {
     "scores": 1,
     "embeddings": 2,
     "dedup": 1,
-    "windows": 1,
-    "manifests": 1,
+    "windows": 2,
+    "manifests": 2,
     "export": 1,
 }
 """Raise one when its stage's code gives other results: what was made before is then redone."""
@@ -292,32 +314,57 @@ class Refresh:
         return describe_clips(clips, CLIP_SCORES, self.workspace.cache(SCORES_STAGE) / key, score)
 
     def embeddings(self) -> StageCount:
-        """Describe every clip by a vector.
+        """Describe every clip by a vector, and compare it with its caption.
 
         Raises:
+            CheckpointError: The similarity model's weights cannot be used.
             TooManyFailures: A larger share than ``max_error_ratio`` met an unexpected error.
         """
         started = time.monotonic()
-        clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
-
-        def embed(pieces: list[Piece]) -> list[Failure]:
-            cfg = self.config.curation
-            return pipeline.embed_clips(
-                pieces, self.downloads, cfg.embedding, self.limits, self.config.engine
-            )
-
-        made = describe_clips(clips.values(), EMBEDDINGS, self._embeddings_cache(), embed)
-        self._building.write(
-            EMBEDDINGS, self._building.tables.table("embeddings"), made.rows.values()
+        cfg = self.config.curation.embedding
+        clips = {c.clip_id: c for c in sorted(self._building.read(CLIPS, "clips"), key=_in_time)}
+        cache = PieceCache(self._embeddings_cache(), CLIP_ID)
+        missing = [c for clip_id, c in clips.items() if clip_id not in cache]
+        if missing:
+            # Weights that cannot be used are found here, where the message is not Ray's.
+            load_embedder(cfg, "cpu")
+        failures = pipeline.embed_clips(
+            vector_pieces(missing, cache.folder, cfg.batch_clips),
+            self.downloads, cfg, self.limits, self.config.engine,
+        )  # fmt: skip
+        cache.look()
+        described = [c for clip_id, c in clips.items() if clip_id in cache]
+        self._building.write_batches(
+            EMBEDDINGS,
+            self._building.tables.table("embeddings"),
+            cache.batches([c.clip_id for c in described]),
         )
+        self._score_captions(described, cache)
         return self._finish(
             "embeddings",
             "clip",
             started,
             received=len(clips),
-            kept=len(made.rows),
-            rejects=[_failed(f, "embeddings", clips[f.record_id].uri) for f in made.failures],
-            reused=len(made.reused),
+            kept=len(described),
+            rejects=[_failed(f, "embeddings", clips[f.record_id].uri) for f in failures],
+            reused=len(clips) - len(missing),
+        )
+
+    def _score_captions(self, clips: Sequence[Clip], vectors: PieceCache) -> None:
+        cfg = self.config.curation.embedding
+        model = self._embedder()
+        key = fingerprint(
+            STAGE_VERSION["embeddings"], model.model_id, model.weights_sha256, cfg.long_text
+        )
+        texts = PieceCache(self.workspace.cache("captions") / key, TEXT_ID)
+        captions = dict.fromkeys(c.caption for c in clips if c.caption)
+        missing = [caption for caption in captions if text_id(caption) not in texts]
+        pipeline.embed_captions(caption_pieces(missing, texts.folder), cfg, self.config.engine)
+        texts.look()
+        self._building.write_batches(
+            CAPTION_SCORES,
+            self._building.tables.table("caption_scores"),
+            [caption_scores(clips, vectors, texts, model, cfg.long_text)],
         )
 
     def dedup(self) -> StageCount:
@@ -345,17 +392,24 @@ class Refresh:
         """Compare consecutive clips."""
         started = time.monotonic()
         cfg = self.config.curation.windows
-        vectors = self._vectors()
-        windows, rejects, received = [], [], 0
-        for clips in by_source(self._building.read(CLIPS, "clips")).values():
-            made, refused = make_windows(clips, vectors, cfg)
-            windows += made
-            rejects += refused
-            described = sum(c.clip_id in vectors for c in clips)
-            received += max(0, described - cfg.scenes_per_sample + 1)
-        self._building.write(WINDOWS, self._building.tables.table("windows"), windows)
+        tables = self._building.tables
+        rejects: list[pa.Table] = []
+        received = 0
+
+        def scored() -> Iterator[pa.Table]:
+            for clips, vectors in described_clips(
+                tables.table("clips"), tables.table("embeddings")
+            ):
+                nonlocal received
+                received += num_runs(clips, cfg.scenes_per_sample)
+                windows, refused = score_windows(clips, vectors, cfg)
+                rejects.append(refused)
+                yield windows
+
+        kept = self._building.write_batches(WINDOWS, tables.table("windows"), scored())
+        refused = pa.concat_tables([REJECTS.schema.empty_table(), *rejects])
         return self._finish(
-            "windows", "window", started, received=received, kept=len(windows), rejects=rejects
+            "windows", "window", started, received=received, kept=kept, rejects=refused
         )
 
     def manifests(self) -> tuple[StageCount, StageCount]:
@@ -366,28 +420,48 @@ class Refresh:
         """
         started = time.monotonic()
         cfg = self.config.curation.manifests
-        clips = self._building.read(CLIPS, "clips")
-        windows = self._building.read(WINDOWS, "windows")
-        sft, rejects = sft_samples(windows, clips, cfg)
-        self._building.write(SAMPLES, self._building.tables.manifest("sft"), sft)
+        tables = self._building.tables
+        clips = read_arrow(tables.table("clips"), CLIPS, CLIP_COLUMNS)
+        windows = read_arrow(tables.table("windows"), WINDOWS, WINDOW_COLUMNS)
+        sft = sft_manifest(windows, clips, cfg)
+        kept = self._write_manifest(sft)
         sft_count = self._finish(
-            SFT_STAGE, "window", started, received=len(windows), kept=len(sft), rejects=rejects
+            SFT_STAGE,
+            "window",
+            started,
+            received=windows.num_rows,
+            kept=kept,
+            rejects=sft.rejects,
         )
         started = time.monotonic()
-        pretrain, rejects = pretrain_samples(
-            clips, self.config.curation.windows.scenes_per_sample, cfg
-        )
-        self._building.write(SAMPLES, self._building.tables.manifest("pretrain"), pretrain)
+        scenes = self.config.curation.windows.scenes_per_sample
+        pretrain = pretrain_manifest(clips, scenes, cfg)
+        made = self._write_manifest(pretrain)
         pretrain_count = self._finish(
             PRETRAIN_STAGE,
             "clip use",
             started,
-            received=len(clips) * cfg.uses_per_clip,
-            kept=_num_scenes(pretrain),
-            rejects=rejects,
-            produced=len(pretrain),
+            received=clips.num_rows * cfg.uses_per_clip,
+            kept=made * scenes,
+            rejects=pretrain.rejects,
+            produced=made,
         )
         return sft_count, pretrain_count
+
+    def _write_manifest(self, manifest: Manifest) -> int:
+        """Write a manifest; its metadata lead back to the model behind it. Returns its samples."""
+        model = self._embedder()
+        building = dataclasses.replace(
+            self._building,
+            metadata={
+                **self._building.metadata,
+                **manifest.limits,
+                "model_id": model.model_id,
+                "weights_sha256": model.weights_sha256,
+            },
+        )
+        path = building.tables.manifest(manifest.kind)
+        return building.write_batches(SAMPLES, path, manifest.samples())
 
     def export(self) -> StageCount:
         """Write every clip as a file of its own (``curation.export.mode``).
@@ -422,14 +496,30 @@ class Refresh:
             "export", "clip", started, received=len(clips), kept=len(exports), rejects=rejects
         )
 
+    def latest(self) -> Snapshot | None:
+        """The snapshot that ``LATEST`` names, if it is there."""
+        folder = latest(self._dataset)
+        return Snapshot(folder) if folder is not None and read_done(folder) else None
+
     def publish(self) -> Snapshot:
-        """Make the finished tables a snapshot and let ``LATEST`` name it (``Building.publish``)."""
+        """Make the finished tables a snapshot and let ``LATEST`` name it.
+
+        Raises:
+            DriftTooLarge: It differs more from the one that ``LATEST`` names than
+                ``curation.drift`` allows. It is finished all the same: run again with another
+                limit to publish it.
+        """
         left_out = {
             SCORES_STAGE: not self.scorers,
             "export": self.config.curation.export.mode == "none",
         }
         stages = [stage for stage in STAGES if not left_out.get(stage)]
-        return self._building.publish(stages, self.config)
+        snapshot = self._building.complete(stages, self.config)
+        before, limits = self.latest(), self.config.curation.drift
+        if before is not None and before != snapshot and limits != DriftConfig():
+            check_drift(diff_snapshots(before, snapshot), snapshot, limits)
+        self._building.publish(snapshot)
+        return snapshot
 
     @property
     def _dataset(self) -> Path:
@@ -480,15 +570,13 @@ class Refresh:
         model = self._embedder()
         key = fingerprint(
             STAGE_VERSION["embeddings"],
-            model.model_id,
-            model.weights_sha256,
-            self.config.curation.embedding.hash(),
+            dataclasses.astuple(model),
+            self.config.curation.embedding.frames_per_clip,
         )
         return self.workspace.cache("embeddings") / key
 
-    def _embedder(self) -> Embedder:
-        cfg = self.config.curation.embedding
-        return load_embedder(cfg.model, cfg.height_px)
+    def _embedder(self) -> ModelName:
+        return name_model(self.config.curation.embedding)
 
     def _vectors(self) -> dict[str, npt.NDArray[np.floating]]:
         rows = self._building.read(EMBEDDINGS, "embeddings")
@@ -552,5 +640,6 @@ def _failed(failure: Failure, stage: str, uri: str) -> Reject:
     return Reject(failure.record_id, stage, failure.reason, failure.detail, uri, failed=True)
 
 
-def _num_scenes(samples: Iterable[Sample]) -> int:
-    return sum(len(s.scenes) for s in samples)
+def _in_time(clip: Clip) -> tuple[str, int, str]:
+    """The order of the table ``embeddings``."""
+    return clip.source_id, clip.start_pts, clip.clip_id

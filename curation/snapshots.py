@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from schemas.config.files import dump_yaml
 from schemas.config.root import TriptychConfig
@@ -19,6 +21,7 @@ from schemas.rows import Reject
 from schemas.storage import (
     fingerprint,
     fingerprint_folder,
+    latest,
     mark_done,
     point_latest,
     read_done,
@@ -26,7 +29,15 @@ from schemas.storage import (
     write_json,
     write_text,
 )
-from schemas.tables import REJECTS, Table, read_table, write_table
+from schemas.tables import (
+    REJECTS,
+    Table,
+    read_arrow,
+    read_table,
+    to_arrow,
+    write_batches,
+    write_table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +71,10 @@ class Building:
         """Write a table atomically, with the snapshot's metadata."""
         write_table(path, table, rows, {"snapshot": self.snapshot_id, **self.metadata})
 
+    def write_batches(self, table: Table[Any], path: Path, batches: Iterable[pa.Table]) -> int:
+        """Like :meth:`write`, from Arrow tables in order. Returns the number of rows."""
+        return write_batches(path, table, batches, {"snapshot": self.snapshot_id, **self.metadata})
+
     def finish(
         self,
         stage: str,
@@ -68,7 +83,7 @@ class Building:
         *,
         received: int,
         kept: int,
-        rejects: Sequence[Reject],
+        rejects: Sequence[Reject] | pa.Table,
         reused: int = 0,
         produced: int | None = None,
     ) -> StageCount:
@@ -77,20 +92,22 @@ class Building:
         Raises:
             ReconciliationError: The counts do not add up.
         """
-        failed = sum(r.failed for r in rejects)
+        table: Any = rejects if isinstance(rejects, pa.Table) else to_arrow(REJECTS, rejects)
+        table = table.sort_by([(name, "ascending") for name in REJECTS.sort])
+        failed = int(table["failed"].to_numpy().sum())
         count = StageCount(
             stage=stage,
             unit=unit,
             input=received,
             kept=kept,
-            rejected=len(rejects) - failed,
+            rejected=table.num_rows - failed,
             failed=failed,
             reused=reused,
             produced=produced,
             seconds=round(time.monotonic() - started, 3),
-            reasons=count_reasons(r.reason for r in rejects),
+            reasons=count_reasons(table["reason"].to_pylist()),
         ).check()
-        self.write(REJECTS, self._part(stage, "parquet"), rejects)
+        self.write_batches(REJECTS, self._part(stage, "parquet"), [table])
         write_json(self._part(stage, "json"), count.to_dict())
         log.info(
             "stage=%s state=done input=%d kept=%d rejected=%d failed=%d reused=%d seconds=%.1f",
@@ -103,25 +120,33 @@ class Building:
         folder = self.dataset / self.snapshot_id
         return Snapshot(folder) if read_done(folder) else None
 
-    def publish(self, stages: Sequence[str], config: TriptychConfig) -> Snapshot:
-        """Join the stages' rejects and counts, mark as done, rename, and move ``LATEST``.
+    def complete(self, stages: Sequence[str], config: TriptychConfig) -> Snapshot:
+        """Join the stages' rejects and counts, mark as done, and rename.
 
-        If this very snapshot is already there, only ``LATEST`` moves. A snapshot with failed
-        records gets an id of its own, so that the next refresh tries them again.
+        If this very snapshot is already there, it stays. One with failed records gets an id of its
+        own, so that the next refresh tries them again.
         """
         snapshot = self.published() or self._complete(stages, config)
         shutil.rmtree(self.tables.root, ignore_errors=True)
-        point_latest(self.dataset, snapshot.root.name)
-        log.info("stage=publish state=done snapshot=%s", snapshot.root.name)
         return snapshot
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Let ``LATEST`` name a complete snapshot, which notes which one it named before."""
+        before, done = latest(self.dataset), read_done(snapshot.root)
+        assert done is not None, "complete() must run first"
+        if before != snapshot.root:
+            mark_done(snapshot.root, {**done, "previous": before.name if before else None})
+            point_latest(self.dataset, snapshot.root.name)
+        log.info("stage=publish state=done snapshot=%s", snapshot.root.name)
 
     def _complete(self, stages: Sequence[str], config: TriptychConfig) -> Snapshot:
         root = self.tables.root
-        rejects = [r for s in stages for r in read_table(self._part(s, "parquet"), REJECTS)]
+        # Each stage's rejects are in order, and the stage comes first in it.
+        parts = [read_arrow(self._part(s, "parquet"), REJECTS) for s in sorted(stages)]
         counts = [read_json(self._part(s, "json")) for s in stages]
-        failed = sorted(r.record_id for r in rejects if r.failed)
+        failed = sorted(i for p in parts for i in p.filter(p["failed"])["record_id"].to_pylist())
         name = fingerprint(self.snapshot_id, failed) if failed else self.snapshot_id
-        self.write(REJECTS, self.tables.table("rejects"), rejects)
+        self.write_batches(REJECTS, self.tables.table("rejects"), parts)
         write_json(self.tables.counts, counts)
         write_text(root / "config.yaml", dump_yaml(config))
         shutil.rmtree(root / "stages")

@@ -84,6 +84,10 @@ class TooManyFailures(TriptychError):
     """More records failed than ``max_error_ratio`` allows."""
 
 
+class DriftTooLarge(TriptychError):
+    """A refresh differs more from the one before than ``curation.drift`` allows."""
+
+
 class TrainingFailed(TriptychError):
     """The training process ended without finishing."""
 

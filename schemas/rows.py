@@ -10,15 +10,31 @@ seconds are derived.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 TRIPTYCH_NAMESPACE = uuid.UUID("6f1d2a54-9f0e-5b57-8a53-3f0c1a7d6b21")
+_VARIANT = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
 
 
 def stable_id(*parts: object) -> str:
     """A UUID (version 5) that depends only on ``parts``: the same parts always give the same id."""
     return str(uuid.uuid5(TRIPTYCH_NAMESPACE, "\x1f".join(str(p) for p in parts)))
+
+
+def stable_ids(parts: Iterable[Iterable[str]]) -> list[str]:
+    """:func:`stable_id` of many, several times as fast."""
+    start = hashlib.sha1(TRIPTYCH_NAMESPACE.bytes, usedforsecurity=False)
+    ids: list[str] = []
+    for strings in parts:
+        digest = start.copy()
+        digest.update("\x1f".join(strings).encode())
+        h = digest.hexdigest()
+        # RFC 9562: version 5 in the 13th digit, variant 10 in the first two bits of the 17th.
+        ids.append(f"{h[:8]}-{h[8:12]}-5{h[13:16]}-{_VARIANT[h[16]]}{h[17:20]}-{h[20:32]}")
+    return ids
 
 
 @dataclass(frozen=True)

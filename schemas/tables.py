@@ -11,17 +11,23 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from schemas import rows
 from schemas.errors import ManifestError
 from schemas.storage import atomic_path
+
+pc: Any = pyarrow.compute
+"""Its functions are made at run time, where type checkers do not see them."""
 
 SCHEMA_VERSION = "1.0"
 """Major.minor. Readers refuse another major version; a minor one only adds nullable columns."""
@@ -61,7 +67,10 @@ def _fields(row_type: type[Any]) -> list[pa.Field]:
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """A named table: its row type, the columns that identify a row, and the stored order."""
+    """A named table: its row type, the columns that identify a row, and the stored order.
+
+    An empty ``sort`` leaves the order to whoever writes the table.
+    """
 
     name: str
     row: Callable[..., R]
@@ -91,7 +100,7 @@ CLIP_SCORES = Table(
     "clip_scores", rows.ClipScore, ("clip_id", "scorer_id"), ("clip_id", "scorer_id")
 )
 WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "index"))
-SAMPLES = Table("samples", rows.Sample, ("sample_id",), ("sample_id",))
+SAMPLES = Table("samples", rows.Sample, ("sample_id",), ())
 PROMPTS = Table("prompts", rows.Prompt, ("prompt_id",), ("prompt_id",))
 REJECTS = Table(
     "rejects",
@@ -130,11 +139,16 @@ def to_arrow(table: Table[R], records: Iterable[R]) -> pa.Table:
         dim = len(dicts[0]["vector"]) if dicts else 0
         fixed = pa.field("vector", pa.list_(pa.float16(), dim), nullable=False)
         schema = schema.set(schema.get_field_index("vector"), fixed)
-        import numpy as np  # float16 conversion; numpy is always there with pyarrow's float16
-
         for d in dicts:
             d["vector"] = np.asarray(d["vector"], dtype=np.float16)
     return pa.Table.from_pylist(dicts, schema=schema)
+
+
+def list_column(values: pa.Array, length: int) -> pa.ListArray:
+    """A column of lists of equal length, from all their values one after the other."""
+    offsets = np.arange(0, len(values) + 1, length, dtype=np.int32)
+    item = pa.field("item", values.type, nullable=False)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(item))
 
 
 def from_arrow(table: Table[R], data: pa.Table) -> list[R]:
@@ -164,13 +178,86 @@ def write_table(
 
     Equal rows and metadata give byte-identical files.
     """
-    data = to_arrow(table, records)
+    return write_batches(path, table, [to_arrow(table, records)], metadata)
+
+
+def write_batches(
+    path: Path,
+    table: Table[Any],
+    batches: Iterable[pa.Table],
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write Arrow tables one after the other, without holding them all. Returns the number of rows.
+
+    They have the table's columns and come in its order. Equal rows in equal batches with equal
+    metadata give byte-identical files.
+
+    Raises:
+        ManifestError: Rows are not in the table's order.
+    """
     meta = {"triptych.table": table.name, "triptych.schema_version": SCHEMA_VERSION}
     meta.update({f"triptych.{k}": v for k, v in (metadata or {}).items()})
-    data = data.replace_schema_metadata(meta)
-    with atomic_path(path) as tmp:
-        pq.write_table(data, tmp, compression="zstd")
-    return data.num_rows
+    num_rows = 0
+    last: pa.Table | None = None
+    with atomic_path(path) as tmp, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for batch in batches:
+            if writer is None:
+                schema = _schema_like(table, batch.schema).with_metadata(meta)
+                writer = stack.enter_context(_writer(tmp, schema))
+            if not batch.num_rows:
+                continue
+            if table.sort:
+                keys = batch.select(list(table.sort))
+                _check_order(path, table, pa.concat_tables([last, keys]) if last else keys)
+                last = keys.slice(keys.num_rows - 1)
+            writer.write_table(batch.select(writer.schema.names).cast(writer.schema))
+            num_rows += batch.num_rows
+        if writer is None:
+            schema = _schema_like(table, table.schema).with_metadata(meta)
+            stack.enter_context(_writer(tmp, schema))
+        stack.close()  # before the file takes its name
+    return num_rows
+
+
+def _schema_like(table: Table[Any], found: pa.Schema) -> pa.Schema:
+    """The table's schema; vectors have the length that is found, or none."""
+    schema = table.schema
+    if table is not EMBEDDINGS:
+        return schema
+    vector = found.field("vector").type
+    dim = vector.list_size if pa.types.is_fixed_size_list(vector) else 0
+    field = pa.field("vector", pa.list_(pa.float16(), dim), nullable=False)
+    return schema.set(schema.get_field_index("vector"), field)
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    if "vector" not in schema.names:
+        return pq.ParquetWriter(path, schema, compression="zstd")
+    # Vectors hardly compress, and a dictionary of them would be as large as they are.
+    others = [name for name in schema.names if name != "vector"]
+    codecs: Any = dict.fromkeys(others, "zstd") | {"vector.list.element": "none"}
+    dictionaries: Any = others
+    return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=dictionaries)
+
+
+def _check_order(path: Path, table: Table[Any], rows: pa.Table) -> None:
+    """Compare each row with the next by the sort columns, most significant first."""
+    tied: Any = True
+    for name in table.sort:
+        column = rows[name].combine_chunks()
+        before, after = column.slice(0, len(column) - 1), column.slice(1)
+        wrong = pc.and_(tied, pc.fill_null(pc.greater(before, after), False))
+        if pc.any(wrong).as_py():
+            at = pc.index(wrong, True).as_py()
+            raise ManifestError(
+                f"rows of table {table.name!r} are not in order",
+                where=path,
+                found=f"{name} {before[at].as_py()!r} before {after[at].as_py()!r}",
+                expected=f"sorted by {', '.join(table.sort)}",
+                do="this is a bug in Triptych: please report it with the run directory",
+            )
+        tied = pc.and_(tied, pc.fill_null(pc.equal(before, after), True))
 
 
 def read_table(path: Path, table: Table[R]) -> list[R]:
@@ -182,6 +269,15 @@ def read_table(path: Path, table: Table[R]) -> list[R]:
     return from_arrow(table, read_arrow(path, table))
 
 
+def iter_tables(
+    path: Path, table: Table[Any], columns: Sequence[str] | None = None, rows: int = 65536
+) -> Iterator[pa.Table]:
+    """Like :func:`read_arrow`, at most so many rows at a time."""
+    file = _open(path, table)
+    for batch in file.iter_batches(rows, columns=list(columns or table.schema.names)):
+        yield pa.Table.from_batches([batch])
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """What the writer noted in a file, without the ``triptych.`` prefix; empty if there is none."""
     raw = pq.read_schema(path).metadata or {}
@@ -191,6 +287,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def read_arrow(path: Path, table: Table[Any], columns: Sequence[str] | None = None) -> pa.Table:
     """Like :func:`read_table`, as an Arrow table, optionally only some columns."""
+    return _open(path, table).read(columns=list(columns or table.schema.names))
+
+
+def _open(path: Path, table: Table[Any]) -> pq.ParquetFile:
     if not path.is_file():
         raise ManifestError(
             f"table {table.name!r} is not there",
@@ -226,4 +326,4 @@ def read_arrow(path: Path, table: Table[Any], columns: Sequence[str] | None = No
             expected=f"columns {table.schema.names}",
             do="write the file with Triptych, or add the columns",
         )
-    return file.read(columns=list(columns) if columns else table.schema.names)
+    return file
