@@ -57,12 +57,21 @@ def sample(driver: int) -> Sample:
 
 
 def shared_mb(pid: int) -> float:
-    """Shared memory a process has touched; of a raylet, its object store. Linux only."""
+    """Shared memory a process has touched; of a raylet, its object store."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return _status(str(pid), "RssShmem:")
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssShmem:"))
+
+
+def peak_mb() -> float:
+    """The most memory this process has had at once since its program began."""
+    return _status("self", "VmHWM:")
+
+
+def _status(pid: str, key: str) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def line(at: Sequence[float], values: Sequence[float]) -> tuple[float, float]:

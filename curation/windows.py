@@ -38,8 +38,8 @@ STAGE = "windows"
 CLIP_COLUMNS = ("clip_id", "source_id", "uri", "index", "start_s", "end_s")
 """What of the clips is needed here."""
 
-_ROWS = 16384
-"""Vectors read at once: 24 MB of 768 half floats each, twice that in single precision."""
+_ROWS = 4096
+"""Vectors read at once: 12 MB of 768 numbers in single precision."""
 
 Vectors = npt.NDArray[np.floating]
 
@@ -55,29 +55,34 @@ def described_clips(clips: Path, embeddings: Path) -> Iterator[tuple[pa.Table, V
         ManifestError: A table cannot be read, or the two are not in the same order.
     """
     known = read_arrow(clips, CLIPS, CLIP_COLUMNS).combine_chunks()
-    ids = known["clip_id"].combine_chunks()
-    rows, vectors = np.empty(0, np.int64), np.empty((0, 0), np.float16)
-    for batch in iter_tables(embeddings, EMBEDDINGS, ("clip_id", "vector"), _ROWS):
-        found = pc.index_in(batch["clip_id"].combine_chunks(), value_set=ids)
-        new = pc.drop_null(found).to_numpy(zero_copy_only=False)
-        if not new.size:
-            continue
+    described = read_arrow(embeddings, EMBEDDINGS, ("clip_id",))["clip_id"].combine_chunks()
+    found = pc.index_in(described, value_set=known["clip_id"].combine_chunks())
+    place = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    if (np.diff(place[place >= 0]) <= 0).any():
+        raise ManifestError(
+            "the clips of table 'embeddings' are not in the order of table 'clips'",
+            where=embeddings,
+            do="make the snapshot anew: this code did not write that table",
+        )
+    source = pc.dictionary_encode(known["source_id"].combine_chunks()).indices.to_numpy()
+    waiting: list[tuple[npt.NDArray[np.int64], Vectors]] = []
+    begin = 0
+    for batch in iter_tables(embeddings, EMBEDDINGS, ("vector",), _ROWS):
         values = batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        values = values.reshape(len(found), -1)[found.is_valid().to_numpy(zero_copy_only=False)]
-        rows = np.concatenate([rows, new])
-        vectors = np.concatenate([vectors, values]) if vectors.size else values
-        if (np.diff(rows) <= 0).any():
-            raise ManifestError(
-                "the clips of table 'embeddings' are not in the order of table 'clips'",
-                where=embeddings,
-                do="make the snapshot anew: this code did not write that table",
-            )
-        last = _source_begins(known["source_id"].combine_chunks().take(pa.array(rows)))[-1]
-        if last:
-            yield known.take(pa.array(rows[:last])), vectors[:last]
-            rows, vectors = rows[last:], vectors[last:]
-    if rows.size:
-        yield known.take(pa.array(rows)), vectors
+        at = place[begin : begin + batch.num_rows]
+        begin += batch.num_rows
+        values = values.reshape(len(at), -1)
+        wanted = at >= 0
+        waiting.append((at, values) if wanted.all() else (at[wanted], values[wanted]))
+        rows = np.concatenate([rows for rows, _ in waiting])
+        # The last source may go on in the next batch.
+        whole = int(np.searchsorted(source[rows], source[rows[-1]])) if rows.size else 0
+        if whole:
+            vectors = np.concatenate([vectors for _, vectors in waiting])
+            yield known.take(pa.array(rows[:whole])), vectors[:whole]
+            waiting = [(rows[whole:], vectors[whole:])]
+    if waiting and (rows := np.concatenate([rows for rows, _ in waiting])).size:
+        yield known.take(pa.array(rows)), np.concatenate([vectors for _, vectors in waiting])
 
 
 def score_windows(
@@ -127,13 +132,14 @@ def _scores(
 ) -> pa.Table:
     """Table ``windows`` without ids, of the windows that begin at the rows ``first``."""
     rows = vectors.astype(np.float32)
-    # Stored vectors are rounded to float16, so their length is one only to three digits.
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    # near[k][i] is the cosine of clips i and i + k.
-    near = [
+    # products[k][i] is the product of clips i and i + k.
+    products = [
         np.einsum("ij,ij->i", rows[: max(0, len(rows) - k)], rows[k:]).astype(np.float64)
-        for k in range(1, n)
+        for k in range(n)
     ]
+    # Stored vectors are rounded to float16, so their length is one only to three digits.
+    length = np.sqrt(products[0])
+    near = [products[k] / (length[: max(0, len(rows) - k)] * length[k:]) for k in range(1, n)]
     pairs = np.stack([near[b - a - 1][first + a] for a, b in combinations(range(n), 2)], axis=1)
     pairs = np.round(np.clip(pairs, -1.0, 1.0), 6)
     adjacent = pairs[:, [b - a == 1 for a, b in combinations(range(n), 2)]]
@@ -186,9 +192,3 @@ def _rejects(
         },
         schema=REJECTS.schema,
     )
-
-
-def _source_begins(source_ids: pa.Array) -> npt.NDArray[np.intp]:
-    """Rows at which another source begins, the first row included."""
-    codes = pc.dictionary_encode(source_ids).indices.to_numpy()
-    return np.flatnonzero(np.diff(codes, prepend=-1))

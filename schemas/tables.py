@@ -237,8 +237,10 @@ def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     # Vectors hardly compress, and a dictionary of them would be as large as they are.
     others = [name for name in schema.names if name != "vector"]
     codecs: Any = dict.fromkeys(others, "zstd") | {"vector.list.element": "none"}
-    dictionaries: Any = others
-    return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=dictionaries)
+    columns: Any = others
+    return pq.ParquetWriter(
+        path, schema, compression=codecs, use_dictionary=columns, write_statistics=columns
+    )
 
 
 def _check_order(path: Path, table: Table[Any], rows: pa.Table) -> None:

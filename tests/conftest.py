@@ -9,8 +9,13 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="triptych-prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# A slow machine is no reason to fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

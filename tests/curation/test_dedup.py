@@ -156,7 +156,7 @@ def test_what_was_kept_earlier_is_only_compared_with_its_like() -> None:
 def snapshot(root: Path, ids: Sequence[str], rejects: Sequence[Reject], model: str) -> Snapshot:
     found = Snapshot(root)
     write_table(found.table("clips"), CLIPS, [clip(i) for i in ids])
-    rows = [Embedding(i, model, "none", [float(n), 1.0]) for n, i in enumerate(ids)]
+    rows = [Embedding(i, model, "s", n, "none", [float(n), 1.0]) for n, i in enumerate(ids)]
     write_table(found.table("embeddings"), EMBEDDINGS, rows)
     write_table(found.table("rejects"), REJECTS, rejects)
     return found

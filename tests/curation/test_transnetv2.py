@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -270,7 +270,6 @@ levels = st.lists(st.tuples(*[st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9])] * 2), 
 
 
 @given(levels, st.sampled_from([0.2, 0.5]))
-@settings(deadline=None)
 def test_transitions_are_the_marked_runs(levels: list[tuple[float, float]], t: float) -> None:
     one, many = np.array(levels, np.float32).T
     pts = [100 + 3 * i for i in range(len(one) + 1)]

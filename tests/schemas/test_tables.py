@@ -16,8 +16,11 @@ from schemas.tables import (
     REJECTS,
     SAMPLES,
     from_arrow,
+    iter_tables,
+    read_metadata,
     read_table,
     to_arrow,
+    write_batches,
     write_table,
 )
 
@@ -85,7 +88,7 @@ def test_equal_rows_give_equal_bytes(tmp_path):
 
 
 def test_embeddings_are_fixed_size_float16(tmp_path):
-    write_table(tmp_path / "e.parquet", EMBEDDINGS, [Embedding("c", "m", "", [0.5, -0.25, 0.0])])
+    write_table(tmp_path / "e.parquet", EMBEDDINGS, [Embedding("c", "m", "s", 0, "", [0.5, -0.25, 0.0])])
     field = pq.read_schema(tmp_path / "e.parquet").field("vector")
     assert field.type == pa.list_(pa.float16(), 3)
     assert read_table(tmp_path / "e.parquet", EMBEDDINGS)[0].vector == [0.5, -0.25, 0.0]
@@ -123,3 +126,27 @@ def test_reading_the_wrong_thing(tmp_path):
 
 def test_stable_ids():
     assert stable_id("a", 1) == stable_id("a", 1) != stable_id("a1")
+
+
+def test_batches_are_written_as_one_table(tmp_path):
+    rows = [Embedding(f"c{i}", "m", "s", i, "", [float(i), 1.0]) for i in range(5)]
+    whole = to_arrow(EMBEDDINGS, rows)
+    batches = [whole.slice(0, 2), whole.slice(2, 0), whole.slice(2)]
+    path = tmp_path / "e.parquet"
+    assert write_batches(path, EMBEDDINGS, batches, {"snapshot": "x"}) == 5
+    assert read_table(path, EMBEDDINGS) == rows
+    assert read_metadata(path)["snapshot"] == "x"
+    found = list(iter_tables(path, EMBEDDINGS, ["clip_id"], rows=2))
+    assert [t.column_names for t in found] == [["clip_id"]] * len(found)
+    assert [i for t in found for i in t["clip_id"].to_pylist()] == [r.clip_id for r in rows]
+    assert write_batches(path, EMBEDDINGS, []) == 0
+    assert read_table(path, EMBEDDINGS) == []
+
+
+def test_batches_out_of_order_are_refused_and_leave_nothing(tmp_path):
+    rows = [Embedding(f"c{i}", "m", "s", i, "", [1.0]) for i in range(4)]
+    whole = to_arrow(EMBEDDINGS, rows)
+    for batches in ([whole.slice(2), whole.slice(0, 2)], [whole.take([1, 0])]):
+        with pytest.raises(ManifestError, match=r"start_pts . before ."):
+            write_batches(tmp_path / "e.parquet", EMBEDDINGS, batches)
+        assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ SHAPE = (2, 4, 3, 3)
 SEEDS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS, st.integers(0, 12), st.integers(1, 4))
 def test_a_scene_has_its_noise_in_any_batch_and_window(seeds, first, num_scenes):
     scenes = range(first, first + num_scenes)

@@ -87,7 +87,7 @@ def test_other_position_policies_equal_the_slow_restatement(shape, policy):
     ),
     batch=st.sampled_from([1, 3]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_isolated_scenes_are_each_as_if_alone_at_their_own_time(shape, scenes, batch):
     """Any number and length of scenes and any set of conditions, another one in every sample."""
     ours = model(shape, mask="v1", position_policy="reset")
