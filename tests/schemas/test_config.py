@@ -62,7 +62,7 @@ def test_a_file_may_hold_only_what_changes(tmp_path):
         ("training.sft.steps=many", "training.sft.steps: input should be a valid integer"),
         ("curation.shots.detector=magic", "curation.shots.detector: input should be 'fast'"),
         ("training.model.frames=10", "frames must be 1 + a multiple of 4"),
-        ("curation.manifests.low=0.999", "low (0.999) must not be above high (0.995)"),
+        ("curation.manifests.high=-0.5", "low (0) must not be above high (-0.5)"),
         ("training.sft.steps", "--set needs KEY=VALUE"),
         ("training.sft.steps=[", "is not YAML"),
     ],

@@ -82,13 +82,15 @@ def test_order_does_not_matter(rows: list[Prompt], rng: random.Random):
 
 
 def test_equal_rows_give_equal_bytes(tmp_path):
-    write_table(tmp_path / "a.parquet", SAMPLES, [sample("x"), sample("y")])
-    write_table(tmp_path / "b.parquet", SAMPLES, [sample("y"), sample("x")])
+    x, y = Prompt("x", ["one"]), Prompt("y", ["two"])
+    write_table(tmp_path / "a.parquet", PROMPTS, [x, y])
+    write_table(tmp_path / "b.parquet", PROMPTS, [y, x])
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_embeddings_are_fixed_size_float16(tmp_path):
-    write_table(tmp_path / "e.parquet", EMBEDDINGS, [Embedding("c", "m", "s", 0, "", [0.5, -0.25, 0.0])])
+    rows = [Embedding("c", "m", "s", 0, "", [0.5, -0.25, 0.0])]
+    write_table(tmp_path / "e.parquet", EMBEDDINGS, rows)
     field = pq.read_schema(tmp_path / "e.parquet").field("vector")
     assert field.type == pa.list_(pa.float16(), 3)
     assert read_table(tmp_path / "e.parquet", EMBEDDINGS)[0].vector == [0.5, -0.25, 0.0]
