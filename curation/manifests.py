@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
-from pandas.util import hash_array
 
 from curation.selection import KEPT, REASONS, Candidates, candidates
+from curation.unrelated import draw, keys_of
 from schemas.config.curation import ManifestsConfig
 from schemas.errors import ManifestError
 from schemas.rows import Scene, stable_ids
@@ -38,8 +38,6 @@ CLIP_COLUMNS = (*SCENE_COLUMNS, "trainable_pretrain", "trainable_sft")
 
 _ROWS = 16384
 """Samples made at once."""
-
-_MIXING_ROUNDS = 16
 
 Split = Literal["train", "val", "test"]
 Rows = npt.NDArray[np.intp]
@@ -100,7 +98,8 @@ class Manifest:
 
 def split_of(source_id: str, val_percent: int, test_percent: int = 0) -> Split:
     """``val`` or ``test`` for so many % of sources, by hash: others do not move it."""
-    place = _number("split", source_id) % 100
+    digest = hashlib.sha256(f"split\x1f{source_id}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") % 100
     if place < val_percent:
         return "val"
     return "test" if place < val_percent + test_percent else "train"
@@ -196,9 +195,7 @@ def pretrain_manifest(clips: pa.Table, scenes_per_sample: int, cfg: ManifestsCon
             expected=f"at least {scenes_per_sample} (curation.windows.scenes_per_sample)",
             do="add videos with captions",
         )
-    names = clips["clip_id"].to_numpy()
-    hashes: Any = hash_array(names, hash_key=_KEY, categorize=False)  # pyright: ignore
-    keys = _mixed(hashes, cfg.seed)
+    keys = keys_of(clips["clip_id"].to_numpy(), cfg.seed)
     splits = _splits(clips, cfg)
     trainable = clips["trainable_pretrain"].to_numpy()
     silent = np.repeat(np.flatnonzero(~captioned), cfg.uses_per_clip)
@@ -207,7 +204,7 @@ def pretrain_manifest(clips: pa.Table, scenes_per_sample: int, cfg: ManifestsCon
     for split in np.unique(splits):
         for accepted in (False, True):
             group = np.flatnonzero(captioned & (splits == split) & (trainable == accepted))
-            rows, left = _draw(
+            rows, left = draw(
                 group, sources[group], keys[group], scenes_per_sample, cfg.uses_per_clip
             )
             drawn.append(rows)
@@ -235,68 +232,6 @@ def pretrain_manifest(clips: pa.Table, scenes_per_sample: int, cfg: ManifestsCon
         ),
         limits={},
     )
-
-
-def _draw(
-    clips: Rows, sources: Rows, keys: npt.NDArray[np.uint64], n: int, uses: int
-) -> tuple[Rows, Rows]:
-    """Rows of ``n`` clips from different sources, and the uses left over.
-
-    There are R rows for the largest R with ``sum(min(uses of source, R)) >= n * R``. The uses are
-    laid down column by column, those of a source one after the other: so they come to different
-    rows. Then rows exchange clips at random, wherever both keep ``n`` sources.
-    """
-    # Uses of a source: all its clips in the order of their keys, then all again.
-    order = np.lexsort((keys, sources))
-    begins = np.flatnonzero(np.diff(sources[order], prepend=-1))
-    counts = np.diff(begins, append=len(order))
-    rounds = np.tile(np.arange(uses), (len(order), 1)).T
-    place = np.arange(len(order)) - np.repeat(begins, counts)
-    turn = (rounds * np.repeat(counts, counts) + place).ravel()  # of a use within its source
-    clip = np.tile(order, uses)
-    group = np.tile(np.repeat(np.arange(len(counts)), counts), uses)
-    num_rows = _most_rows(counts * uses, n)
-    takes = np.minimum(counts * uses, num_rows)
-    spare = int(takes.sum()) - n * num_rows
-    # A few uses too many: the sources with most uses give one each.
-    takes[np.lexsort((np.arange(len(takes)), -takes))[:spare]] -= 1
-    used = turn < takes[group]
-    left = np.sort(clip[~used])
-    if not num_rows:
-        return np.empty((0, n), np.intp), clips[left]
-    shuffled = np.argsort(np.argsort(keys[order][begins], kind="stable"))
-    laid = np.lexsort((turn[used], shuffled[group[used]]))
-    grid = clip[used][laid].reshape(n, num_rows).T
-    generator = np.random.Generator(np.random.PCG64(int(keys.min())))
-    return clips[_exchange(grid, sources, generator)], clips[left]
-
-
-def _most_rows(counts: Rows, n: int) -> int:
-    """The largest R with ``sum(min(counts, R)) >= n * R``."""
-    low, high = 0, int(counts.sum()) // n
-    while low < high:
-        middle = (low + high + 1) // 2
-        if np.minimum(counts, middle).sum() >= n * middle:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _exchange(grid: Rows, sources: Rows, generator: np.random.Generator) -> Rows:
-    """Exchange clips of a column between random pairs of rows that both keep distinct sources."""
-    grid = grid.copy()
-    for _ in range(_MIXING_ROUNDS):
-        for column in range(grid.shape[1]):
-            shuffled = generator.permutation(len(grid))
-            a, b = shuffled[: len(grid) // 2], shuffled[len(grid) // 2 :][: len(grid) // 2]
-            others = [k for k in range(grid.shape[1]) if k != column]
-            of_a, of_b = sources[grid[a, column]], sources[grid[b, column]]
-            clash = (sources[grid[a[:, None], others]] == of_b[:, None]).any(axis=1)
-            clash |= (sources[grid[b[:, None], others]] == of_a[:, None]).any(axis=1)
-            a, b = a[~clash], b[~clash]
-            grid[a, column], grid[b, column] = grid[b, column], grid[a, column]
-    return grid
 
 
 def _pretrain_ids(clips: pa.Table, rows: Rows) -> pa.Array:
@@ -334,21 +269,3 @@ def _rejects(
         "score": scores,
     }
     return pa.table(columns, schema=REJECTS.schema)
-
-
-_KEY = "triptych-clip-id"
-"""Sixteen bytes that pandas' string hash wants."""
-
-
-def _mixed(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """Other random-looking numbers for every seed. Source: SplitMix64 (Steele et al., 2014)."""
-    z = keys + np.uint64(_number(seed))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _number(*parts: object) -> int:
-    """A number that depends only on ``parts`` and looks random."""
-    digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big")

@@ -333,6 +333,18 @@ def test_the_seed_changes_the_rows() -> None:
     assert len(rows) == 3
 
 
+def test_sources_meet_many_others() -> None:
+    clips = [clip(s, i) for s in range(60) for i in range(20)]
+    samples, _ = pretrain_samples(clips, 3, ManifestsConfig(uses_per_clip=1))
+    assert len(samples) == 400
+    met = {
+        frozenset((a.source_id, b.source_id))
+        for sample in samples
+        for a, b in combinations(sample.scenes, 2)
+    }
+    assert len(met) > 750  # of 1200 pairs among 1770, chance alone gives about 870
+
+
 def test_silent_clips_and_too_few_sources() -> None:
     clips = [clip(s, 0) for s in range(3)] + [clip(3, 0, caption="")]
     samples, rejects = pretrain_samples(clips, 3, ManifestsConfig(uses_per_clip=2))
