@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from prefect.cache_policies import NO_CACHE
 
 from curation.pipeline import stop_ray
 from curation.refresh import Refresh
+from curation.snapshot_diff import diff_snapshots
 from flows.artifacts import leave_counts, leave_summary
+from flows.diff import headline
 from schemas.config import TriptychConfig
 from schemas.counts import StageCount
+from schemas.errors import ManifestError
 from schemas.layout import Snapshot
 from schemas.storage import read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ def refresh_dataset(config: TriptychConfig) -> RefreshResult:
         InputError: A configured input matches nothing.
         TooManyFailures: A stage's share of failed records passes ``max_error_ratio``.
         ReconciliationError: A stage lost or invented records.
+        DriftTooLarge: The snapshot passes a limit of ``curation.drift``; LATEST stays as it is.
     """
     refresh = Refresh(config)
     try:
@@ -55,7 +62,10 @@ def refresh_dataset(config: TriptychConfig) -> RefreshResult:
                 counts.append(export_clips(refresh))
     finally:
         stop_ray()
+    before = refresh.latest()
     snapshot = publish(refresh)
+    if before is not None and before != snapshot:
+        compare(before, snapshot)
     leave_counts("refresh-counts", counts)
     facts = {"snapshot": snapshot.root, "unchanged": unchanged is not None}
     leave_summary("refresh-summary", "Dataset refresh", facts)
@@ -132,3 +142,18 @@ def export_clips(refresh: Refresh) -> StageCount:
 def publish(refresh: Refresh) -> Snapshot:
     """Make the finished tables a snapshot and let LATEST name it."""
     return refresh.publish()
+
+
+@task(name="diff", cache_policy=NO_CACHE)
+def compare(before: Snapshot, snapshot: Snapshot) -> None:
+    """Say what changed since the snapshot that LATEST named before."""
+    try:
+        diff = diff_snapshots(before, snapshot)
+    except ManifestError as error:
+        # The new snapshot is published by now; only the old one may be unreadable.
+        log.warning("stage=diff state=skipped old=%s error=%s", before.root.name, error.what)
+        return
+    changes = [f"{k.replace(' ', '_')}=+{r.added}-{r.dropped}" for k, r in diff.records.items()]
+    log.info("stage=diff state=done old=%s %s", diff.old, " ".join(changes))
+    command = f"`triptych diff {diff.old} {diff.new}`"
+    leave_summary("refresh-diff", f"Since snapshot {diff.old}", {**headline(diff), "more": command})
