@@ -1,13 +1,15 @@
 """What is computed once per clip (embeddings, scores), kept in the workspace's cache.
 
-Each finished batch of clips is a file of its own; only clips that no file has are computed.
+Each finished batch of clips is a file of its own; only clips that no file has are computed. Scores
+are small and kept in a folder per source; vectors are not held and may share a file across sources
+(``curation.vector_cache``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +22,9 @@ from schemas.tables import Table, read_table
 R = TypeVar("R")
 
 _CLIPS_PER_PIECE = 64
+_TEXTS_PER_PIECE = 512
+_FEW_PIECES = 8
+"""Little work is still shared by as many workers, as long as every piece fills a batch."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,29 @@ def _read_pieces(folder: Path, table: Table[R]) -> dict[str, R]:
     paths = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
     rows: list[Any] = [row for path in paths for row in read_table(path, table)]
     return {row.clip_id: row for row in rows}
+
+
+def vector_pieces(clips: Sequence[Clip], folder: Path, batch_clips: int) -> list[Piece]:
+    """Pieces for ``pipeline.embed_clips``, each of full batches, across sources."""
+    at_once = min(-(-_CLIPS_PER_PIECE // batch_clips), len(clips) // (_FEW_PIECES * batch_clips))
+    size = batch_clips * max(1, at_once)
+    pieces: list[Piece] = []
+    for i in range(0, len(clips), size):
+        batch = clips[i : i + size]
+        name = fingerprint([c.clip_id for c in batch])
+        rows = [dataclasses.asdict(c) for c in batch]
+        pieces.append(Piece(name, folder / f"{name}.parquet", {"clips": rows}))
+    return pieces
+
+
+def caption_pieces(texts: Sequence[str], folder: Path) -> list[Piece]:
+    """Pieces for ``pipeline.embed_captions``."""
+    pieces: list[Piece] = []
+    for i in range(0, len(texts), _TEXTS_PER_PIECE):
+        batch = list(texts[i : i + _TEXTS_PER_PIECE])
+        name = fingerprint(batch)
+        pieces.append(Piece(name, folder / f"{name}.parquet", {"texts": batch}))
+    return pieces
 
 
 def by_source(rows: Iterable[Any]) -> dict[str, list[Any]]:

@@ -116,7 +116,7 @@ class Panda70mShots:
         self._size = self._size or (frame.width, frame.height)
         rgb = np.asarray(frame.reformat(*self._size).to_ndarray(format="rgb24"), np.uint8)
         turns, px = quarter_turns(frame), self._embedder.image_px
-        self._small.append(fit(np.rot90(rgb, turns), px, px, "stretch"))
+        self._small.append(fit(np.rot90(rgb, turns), px, px, self._embedder.mode))
         # A count, not a time: the shortest scene is given in frames.
         timecode = FrameTimecode(self._num_frames, fps=self._rate)
         for cut in self._detector.process_frame(timecode, _as_pyscenedetect_sees(rgb)):

@@ -16,7 +16,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ os.environ.setdefault(
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
 )  # read at import: do not ship the folder
 
+import numpy as np
 import ray
 import ray.data
 import ray.exceptions
@@ -33,17 +36,18 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from curation.defects import defect
-from curation.embeddings import load_embedder, spread_frames
+from curation.embeddings import Vector, load_embedder, spread_frames, with_absolute_weights
 from curation.inputs.downloads import Downloads
 from curation.isolation import run_isolated
 from curation.scorers import NamedScorer, load_scorer
+from curation.vector_cache import vectors_table, write_captions
 from curation.video import Frames, ResizeMode
 from schemas.config.curation import EmbeddingConfig, ExportConfig, ScorersConfig, ShotsConfig
 from schemas.config.root import EngineConfig
-from schemas.errors import ExternalToolError, VideoDecodeError
-from schemas.rows import Clip, ClipScore, Embedding
+from schemas.errors import ConfigError, ExternalToolError, VideoDecodeError
+from schemas.rows import Clip, ClipScore
 from schemas.storage import write_json
-from schemas.tables import CLIP_SCORES, EMBEDDINGS, Table, write_table
+from schemas.tables import CLIP_SCORES, EMBEDDINGS, Table, write_batches, write_table
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +201,11 @@ def find_shots(
     if cfg.transnetv2_weights is not None:  # a worker may run in another folder
         weights = str(Path(cfg.transnetv2_weights).absolute())
         cfg = cfg.model_copy(update={"transnetv2_weights": weights})
-    settings = {"videos": Videos(downloads, Limits.of(cfg)), "cfg": cfg, "embedding": embedding}
+    settings = {
+        "videos": Videos(downloads, Limits.of(cfg)),
+        "cfg": cfg,
+        "embedding": with_absolute_weights(embedding),
+    }
     return _run(pieces, _FindShots, engine, settings)
 
 
@@ -208,9 +216,33 @@ def embed_clips(
     limits: Limits,
     engine: EngineConfig,
 ) -> list[Failure]:
-    """Embed batches of clips. Payload: ``clips``. Writes an ``embeddings`` table per batch."""
-    settings = {"videos": Videos(downloads, limits), "cfg": cfg}
-    return _run(pieces, _EmbedClips, engine, settings)
+    """Embed clips. Payload: ``clips``, of any sources. Writes an ``embeddings`` table per piece.
+
+    Raises:
+        ConfigError: ``num_gpus`` is set, and no node has as many.
+    """
+    settings = {"videos": Videos(downloads, limits), "cfg": with_absolute_weights(cfg)}
+    return _run(pieces, _EmbedClips, engine, settings, cfg.num_gpus)
+
+
+def embed_captions(
+    pieces: Sequence[Piece], cfg: EmbeddingConfig, engine: EngineConfig
+) -> list[Failure]:
+    """Embed captions. Payload: ``texts``. Writes their vectors by ``vector_cache``.
+
+    Workers do it, too: a caption takes a large text encoder 50 ms on a CPU, so a driver without a
+    GPU would need half a day for a million.
+
+    Raises:
+        ConfigError: ``num_gpus`` is set, and no node has as many.
+        ExternalToolError: The model fails on a caption, which is no clip's fault.
+    """
+    if cfg.weights is None:  # a look-up of words, done sooner than a worker is started
+        work = _EmbedCaptions(cfg)
+        for piece in pieces:
+            work(_row(piece))
+        return []
+    return _run(pieces, _EmbedCaptions, engine, {"cfg": with_absolute_weights(cfg)}, cfg.num_gpus)
 
 
 def score_clips(
@@ -246,19 +278,19 @@ def _run(
     work: type[Any],
     engine: EngineConfig,
     settings: Mapping[str, Any],
+    num_gpus: float = 0.0,
 ) -> list[Failure]:
     """Do the pieces in a Ray Data graph. Ray is not started for nothing.
 
     ``work`` is a class that is made once per actor with ``settings``, and then called with rows.
+    Actors are as many as CPUs, or as there is room for on the GPUs, sharing the CPUs evenly.
     """
     if not pieces:
         return []
     start_ray(engine)
-    rows = [
-        {"record_id": p.record_id, "path": str(p.path), "payload": json.dumps(p.payload)}
-        for p in pieces
-    ]
-    size = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(rows)))
+    rows = [_row(piece) for piece in pieces]
+    workers, cpus = _gpu_workers(num_gpus) if num_gpus else (_num_cpus(), 1)
+    size = max(1, min(workers, len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
     with warnings.catch_warnings():
         # Ray Data 2.60 takes the last two under no other name, and warns that it will (by 2.64).
@@ -267,6 +299,8 @@ def _run(
             work,
             fn_constructor_kwargs=dict(settings),
             compute=ActorPoolStrategy(min_size=size, max_size=size),
+            num_cpus=cpus,
+            num_gpus=num_gpus or None,
             max_restarts=_MAX_RESTARTS,
             max_task_retries=-1,  # calls to a lost node spend many; restarts are the limit
         )
@@ -283,6 +317,34 @@ def _run(
         (Failure(*failure) for failures in found for failure in failures),
         key=lambda f: f.record_id,
     )
+
+
+def _row(piece: Piece) -> dict[str, str]:
+    payload = json.dumps(piece.payload)
+    return {"record_id": piece.record_id, "path": str(piece.path), "payload": payload}
+
+
+def _num_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _gpu_workers(num_gpus: float) -> tuple[int, int]:
+    """How many workers of ``num_gpus`` each there is room for, and the CPUs each can have.
+
+    Raises:
+        ConfigError: For none.
+    """
+    nodes: list[Mapping[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    room = [(int(node.get("GPU", 0) / num_gpus), node.get("CPU", 1)) for node in nodes]
+    workers = sum(count for count, _ in room)
+    if not workers:
+        raise ConfigError(
+            "no node of the Ray cluster has the GPUs a worker is to have",
+            where="curation.embedding.num_gpus",
+            found=f"{num_gpus:g}, and nodes with {[node.get('GPU', 0) for node in nodes]}",
+            do="set it to 0 for the CPU, or start Ray on machines with GPUs",
+        )
+    return workers, max(1, min(int(cpus / count) for count, cpus in room if count))
 
 
 def _attempt(record_id: str, work: Callable[[], None]) -> list[tuple[str, str, str]]:
@@ -350,21 +412,109 @@ class _EmbedClips:
     def __init__(self, videos: Videos, cfg: EmbeddingConfig) -> None:
         self.videos = videos
         self.cfg = cfg
-        self.embedder = load_embedder(cfg.model, cfg.height_px)
+        self.embedder = load_embedder(cfg)
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        self.readers = max(1, int(cpus))
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return _describe(row, EMBEDDINGS, self._embed)
-
-    def _embed(self, clip: Clip) -> Embedding:
-        size = (self.embedder.image_px, self.embedder.image_px)
-        frames = self.videos.frames(clip, self.cfg.frames_per_clip, size, "stretch")
-        vector = self.embedder.embed_clips(frames[None])[0]
-        return Embedding(
-            clip_id=clip.clip_id,
-            model_id=self.embedder.model_id,
-            weights_sha256=self.embedder.weights_sha256,
-            vector=[float(v) for v in vector],
+        clips = [Clip(**values) for values in json.loads(row["payload"])["clips"]]
+        done, vectors, failures = embed_in_batches(
+            clips, self._read, self.embedder.embed_clips, self.cfg.batch_clips, self.readers
         )
+        # Clips that failed are missing in the table, so the next run tries them again. A table that
+        # cannot be written (a full disk) is no record's fault and stops the run.
+        if done:
+            model_id, weights = self.embedder.model_id, self.embedder.weights_sha256
+            table = vectors_table(done, vectors, model_id, weights)
+            write_batches(Path(row["path"]), EMBEDDINGS, [table])
+        return _failures(failures)
+
+    def _read(self, clip: Clip) -> Frames:
+        size = (self.embedder.image_px, self.embedder.image_px)
+        return self.videos.frames(clip, self.cfg.frames_per_clip, size, self.embedder.mode)
+
+
+def embed_in_batches(
+    clips: Sequence[Clip],
+    read: Callable[[Clip], Frames],
+    embed: Callable[[Frames], Vector],
+    batch_clips: int,
+    readers: int = 1,
+) -> tuple[list[Clip], Vector, list[tuple[str, str, str]]]:
+    """Read clips, ahead of the model, and embed them in batches.
+
+    A clip that cannot be read fails alone, and the batch is filled with the next one. Where the
+    model fails, all clips of its batch do.
+
+    Args:
+        clips: In the order of the result.
+        read: A clip to its frames (T, H, W, 3).
+        embed: (B, T, H, W, 3) to (B, D).
+        batch_clips: B; only the last batch may be smaller.
+        readers: Clips read side by side.
+
+    Returns:
+        The clips that have a vector, their vectors (len, D), and failures.
+    """
+    done: list[Clip] = []
+    vectors: list[Vector] = []
+    failures: list[tuple[str, str, str]] = []
+    waiting: list[tuple[Clip, Frames]] = []
+
+    def finish() -> None:
+        ids = [clip.clip_id for clip, _ in waiting]
+        found = _attempt(
+            ids[0], lambda: vectors.append(embed(np.stack([frames for _, frames in waiting])))
+        )
+        if found:
+            failures.extend((clip_id, *found[0][1:]) for clip_id in ids)
+        else:
+            done.extend(clip for clip, _ in waiting)
+        waiting.clear()
+
+    for clip, frames, failed in _read_ahead(clips, read, batch_clips, readers):
+        failures += failed
+        if frames is not None:
+            waiting.append((clip, frames))
+        if len(waiting) == batch_clips:
+            finish()
+    if waiting:
+        finish()
+    return done, np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32), failures
+
+
+def _read_ahead(
+    clips: Sequence[Clip], read: Callable[[Clip], Frames], ahead: int, readers: int
+) -> Iterator[tuple[Clip, Frames | None, list[tuple[str, str, str]]]]:
+    """Frames of clips in order, or what went wrong; while one is used the next are being read."""
+
+    def attempt(clip: Clip) -> tuple[Clip, Frames | None, list[tuple[str, str, str]]]:
+        frames: list[Frames] = []
+        failed = _attempt(clip.clip_id, lambda: frames.append(read(clip)))
+        return clip, frames[0] if frames else None, failed
+
+    with ThreadPoolExecutor(max_workers=readers) as pool:
+        reading: deque[Future[Any]] = deque()
+        for clip in clips:
+            reading.append(pool.submit(attempt, clip))
+            if len(reading) > ahead + readers:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+
+
+class _EmbedCaptions:
+    """One similarity model, loaded once per actor."""
+
+    def __init__(self, cfg: EmbeddingConfig) -> None:
+        self.embedder = load_embedder(cfg)
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        texts = json.loads(row["payload"])["texts"]
+        vectors = self.embedder.embed_texts(texts)
+        chunks = [self.embedder.text_chunks(text) for text in texts]
+        write_captions(Path(row["path"]), texts, vectors, chunks, self.embedder.dim)
+        return _failures([])
 
 
 class _ScoreClips:

@@ -56,6 +56,7 @@ from curation.shots import ShotDetection, models_behind
 from curation.snapshot_diff import diff_snapshots
 from curation.snapshots import Building
 from curation.sources import reject_duplicates
+from curation.vector_cache import CLIP_ID, TEXT_ID, PieceCache, text_id
 from curation.windows import described_clips, num_runs, score_windows
 from schemas.config.curation import DriftConfig
 from schemas.config.root import TriptychConfig
@@ -75,6 +76,7 @@ from schemas.tables import (
     SOURCES,
     WINDOWS,
     build_row,
+    iter_tables,
     read_arrow,
 )
 
@@ -579,8 +581,13 @@ class Refresh:
         return name_model(self.config.curation.embedding)
 
     def _vectors(self) -> dict[str, npt.NDArray[np.floating]]:
-        rows = self._building.read(EMBEDDINGS, "embeddings")
-        return {e.clip_id: np.asarray(e.vector, np.float32) for e in rows}
+        found: dict[str, npt.NDArray[np.floating]] = {}
+        path = self._building.tables.table("embeddings")
+        for batch in iter_tables(path, EMBEDDINGS, ("clip_id", "vector")):
+            values = batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            rows = values.reshape(batch.num_rows, -1)
+            found.update(zip(batch["clip_id"].to_pylist(), rows, strict=True))
+        return found
 
     def _earlier(self) -> list[str]:
         """Names of the finished snapshots that near-duplicates are looked for in.
@@ -595,15 +602,17 @@ class Refresh:
     def _relevant_config(self) -> dict[str, Any]:
         """What the tables depend on besides the sources and captions themselves."""
         curation = self.config.curation.model_dump(mode="json")
-        used = (
-            "shots", "clips", "filters", "embedding", "dedup", "windows", "manifests", "export",
-        )  # fmt: skip
+        used = ("shots", "clips", "filters", "dedup", "windows", "manifests", "export")
+        embedding = self.config.curation.embedding
         model = self.config.training.model
         return {k: curation[k] for k in used} | {
             "frames": model.frames,
             "max_stride": model.max_stride,
             "shot_models": self._shot_models,
-            "scorers": [dataclasses.asdict(s) for s in self.scorers],  # by content, not by path
+            # models by the content of their weights, not by path
+            "embedder": dataclasses.astuple(self._embedder()),
+            "embedding": [embedding.frames_per_clip, embedding.long_text],
+            "scorers": [dataclasses.asdict(s) for s in self.scorers],
             "stages": STAGE_VERSION,
         }
 

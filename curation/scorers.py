@@ -63,7 +63,7 @@ def named_scorers(cfg: ScorersConfig, filters: FiltersConfig) -> tuple[NamedScor
     _check(cfg, filters)
     scorers: list[NamedScorer] = []
     if cfg.clip is not None and cfg.aesthetic_head is not None:
-        from curation.aesthetic import clip_files  # torch takes seconds to import
+        from curation.openclip import clip_files  # torch takes seconds to import
 
         files = [*clip_files(Path(cfg.clip)), Path(cfg.aesthetic_head)]
         scorers.append(NamedScorer(AESTHETIC, _hash(files), (cfg.frames_per_clip,)))

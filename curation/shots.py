@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.defects import defect
-from curation.embeddings import Embedder, load_embedder
+from curation.embeddings import Embedder, load_embedder, name_model
 from curation.fast_shots import Transition, find_transitions
 from curation.measure import Look, Measured, measure
 from curation.panda70m_shots import Panda70mShots
@@ -93,7 +94,7 @@ def detect_shots(
     if name == "fast":
         transitions, thumbs = find_transitions(path)
     elif name == "panda70m":
-        embedder = load_embedder(embedding.model, embedding.height_px)
+        embedder = _embedder(embedding.model_dump_json())
         name = f"panda70m:{embedder.model_id}"
         transitions, thumbs = _fed(_panda70m(source, cfg, embedder), path, source)
     else:
@@ -130,7 +131,7 @@ def models_behind(cfg: ShotsConfig, embedding: EmbeddingConfig) -> list[str]:
         ConfigError: A file with weights is not there.
     """
     if cfg.detector == "panda70m":
-        model = load_embedder(embedding.model, embedding.height_px)
+        model = name_model(embedding)
         return [model.model_id, model.weights_sha256, str(model.image_px)]
     if cfg.detector == "transnetv2":
         weights = _weights(cfg)
@@ -143,6 +144,12 @@ def models_behind(cfg: ShotsConfig, embedding: EmbeddingConfig) -> list[str]:
             )
         return [fingerprint_file(weights)]
     return []
+
+
+@lru_cache(maxsize=1)
+def _embedder(config: str) -> Embedder:
+    """Loaded once by a process that looks for shots in many videos."""
+    return load_embedder(EmbeddingConfig.model_validate_json(config))
 
 
 def _panda70m(source: Source, cfg: ShotsConfig, embedder: Embedder) -> Detector:

@@ -1,10 +1,11 @@
-"""The ``triptych`` command: one subcommand per flow, plus config, report, demo and doctor.
+"""The ``triptych`` command: one subcommand per flow, plus config, manifest, report, demo, doctor.
 
 Heavy imports (torch, Ray, Prefect) happen inside the commands, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.console import err, out, show_counts, show_error, show_logs
-from schemas.config import PRESETS, TriptychConfig, dump_yaml, load_config, preset
+from flows.manifest_commands import manifest
+from flows.options import ConfigFile, InWorkspace, Preset, Set, Verbose
+from flows.options import settings_of as _settings
+from schemas.config import PRESETS, dump_yaml, load_config, preset
 from schemas.errors import TriptychError
 from schemas.layout import Workspace
 
@@ -33,30 +37,7 @@ app = typer.Typer(
     "is missing.",
 )
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="YAML file; it may hold only the keys you change."),
-]
-Preset = Annotated[
-    str, typer.Option("--preset", "-p", help=f"Where settings start: {', '.join(PRESETS)}.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Override one key, e.g. -s curation.manifests.low=0.3"),
-]
-InWorkspace = Annotated[
-    str | None, typer.Option("--workspace", "-w", help="Workspace folder (key: workspace).")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show debug lines too.")]
-
-
-def _settings(
-    config: Path | None, start: str, overrides: list[str] | None, workspace: str | None
-) -> TriptychConfig:
-    changes = list(overrides or [])
-    if workspace is not None:
-        changes.append(f"workspace={workspace}")
-    return load_config(config, changes, base=preset(start))
+app.add_typer(manifest, name="manifest")
 
 
 def _run(flow: Callable[[], Any], verbose: bool) -> Any:
@@ -111,22 +92,78 @@ def refresh(
 
 
 @app.command()
+def diff(
+    old: Annotated[
+        str | None, typer.Argument(help="Earlier snapshot; default: the one that NEW replaced.")
+    ] = None,
+    new: Annotated[str | None, typer.Argument(help="Later snapshot; default: the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    config: ConfigFile = None,
+    preset: Preset = "tiny",
+    set_: Set = None,
+    workspace: InWorkspace = None,
+) -> None:
+    """Show what a refresh added, what it dropped and why, and how far the dataset drifted."""
+    from curation.snapshot_diff import diff_snapshots
+    from flows.diff import find_pair, show_diff
+
+    settings = _settings(config, preset, set_, workspace)
+    dataset = Workspace(Path(settings.workspace)).dataset(settings.curation.dataset)
+    found = diff_snapshots(*find_pair(dataset, old, new))
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_dict(), indent=2) + "\n")
+    else:
+        show_diff(found)
+
+
+@app.command()
 def ablate(
+    low: Annotated[
+        list[float] | None,
+        typer.Option("--low", help="A low threshold; repeatable (key: curation.ablation.lows)."),
+    ] = None,
+    statistic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--statistic",
+            help="min_adjacent, mean_adjacent, min_pairwise or mean_pairwise; repeatable "
+            "(key: curation.ablation.statistics).",
+        ),
+    ] = None,
     config: ConfigFile = None,
     preset: Preset = "tiny",
     set_: Set = None,
     workspace: InWorkspace = None,
     verbose: Verbose = False,
 ) -> None:
-    """Show what each similarity threshold would keep, from one scoring pass (curation.ablation)."""
-    settings = _settings(config, preset, set_, workspace)
+    """Show what each similarity threshold would keep, from one scoring pass.
+
+    The page shows plots, the overlap of thresholds, and windows just below and just above each:
+
+    [bold]triptych ablate --low 0.2 --low 0.4 --low 0.6 --statistic mean_adjacent[/bold]
+
+    With -s curation.ablation.truth=FILE also precision and recall; with
+    -s curation.ablation.train_cells=3 three cells are trained on, and their videos scored.
+    """
+    changes = list(set_ or [])
+    if low:
+        changes.append(f"curation.ablation.lows={low}")
+    if statistic:
+        changes.append(f"curation.ablation.statistics={statistic}")
+    settings = _settings(config, preset, changes, workspace)
 
     def run() -> None:
         from flows.ablate import ablate_thresholds, show_cells
 
         result = ablate_thresholds(settings)
         show_cells(result.cells)
+        if result.unchanged:
+            out.print("Nothing was missing: every result is from an earlier run.")
+        if result.left_out:
+            cells = ", ".join(map(str, result.left_out))
+            out.print(f"Not trained, as the time was up: cells {cells}. Run again to go on.")
         out.print(f"results: {result.folder}", soft_wrap=True, highlight=False)
+        out.print(f"page: {result.folder / 'index.html'}", soft_wrap=True, highlight=False)
 
     _run(run, verbose)
 

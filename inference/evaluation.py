@@ -86,7 +86,7 @@ def evaluate(
     started = time.monotonic()
     generations = read_table(batch_dir / "generations.parquet", GENERATIONS)
     log.info("stage=%s start videos=%d model=%s", STAGE, len(generations), config.evaluation.model)
-    embedder = load_embedder(config.evaluation.model)
+    embedder = load_embedder(config.evaluation)
     known = _known_scores(batch_dir / "scores.parquet", config, embedder)
     scores: list[Score] = []
     rejects: list[Reject] = []
@@ -187,7 +187,7 @@ def _scene_features(
     length, num_scenes = generation.frames_per_scene, generation.num_scenes
     wanted = [i for s in range(num_scenes) for i in spread_frames(s * length, length, scored)]
     size = embedder.image_px
-    frames = read_frames(path, wanted, height_px=size, width_px=size)
+    frames = read_frames(path, wanted, height_px=size, width_px=size, mode=embedder.mode)
     return embedder.embed_clips(frames.reshape(num_scenes, scored, *frames.shape[1:]))
 
 

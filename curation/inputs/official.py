@@ -4,7 +4,7 @@ Pre-training: a CSV with ``fps,width,height,caption,path,num_frame``, one clip f
 Fine-tuning: a JSON array of groups ``{"prefix", "values": [{"url", "caption", ...}, ...]}``, whose
 values are clip files in order. Both name files of their own, so each becomes a source of its own;
 what they say about size and length is measured anew, and a group's order is not kept.
-Source: Mask²DiT (github.com/Tele-AI/MaskDiT), readers of the training scripts.
+Source: Mask²DiT (github.com/Tianhao-Qi/Mask2DiT), readers of the training scripts.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def run(refresh: Refresh) -> tuple[Snapshot, dict[str, StageCount]]:
 
 def tables(snapshot: Snapshot) -> dict[str, bytes]:
     paths = sorted(snapshot.root.rglob("*.parquet"))
-    assert len(paths) == 8
+    assert len(paths) == 9
     return {p.relative_to(snapshot.root).as_posix(): p.read_bytes() for p in paths}
 
 

@@ -1,0 +1,1 @@
+"""Manifests in other systems' formats: written and, where they can say enough, read back."""
