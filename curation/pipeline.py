@@ -9,49 +9,45 @@ blocks.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import signal
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault(
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
 )  # read at import: do not ship the folder
 
-import numpy as np
 import ray
 import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
-from curation.defects import defect
-from curation.embeddings import Vector, load_embedder, spread_frames, with_absolute_weights
+from curation.embeddings import with_absolute_weights
 from curation.inputs.downloads import Downloads
-from curation.isolation import run_isolated
-from curation.scorers import NamedScorer, load_scorer
-from curation.vector_cache import vectors_table, write_captions
-from curation.video import Frames, ResizeMode
+from curation.scorers import NamedScorer
+from curation.workers import (
+    EmbedCaptions,
+    EmbedClips,
+    ExportClip,
+    FindShots,
+    Limits,
+    Probe,
+    ScoreClips,
+    Videos,
+)
 from schemas.config.curation import EmbeddingConfig, ExportConfig, ScorersConfig, ShotsConfig
 from schemas.config.root import EngineConfig
-from schemas.errors import ConfigError, ExternalToolError, VideoDecodeError
-from schemas.rows import Clip, ClipScore
-from schemas.storage import write_json
-from schemas.tables import CLIP_SCORES, EMBEDDINGS, Table, write_batches, write_table
+from schemas.errors import ConfigError, ExternalToolError
 
 log = logging.getLogger(__name__)
-
-R = TypeVar("R")
 
 _MAX_BLOCKS = 1000
 """Rows are spread over at most this many Ray tasks; one per row as long as there are fewer."""
@@ -71,53 +67,6 @@ class Piece:
     record_id: str
     path: Path
     payload: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the decoding of one video may take."""
-
-    timeout_s: float
-    memory_mb: int
-
-    @classmethod
-    def of(cls, cfg: ShotsConfig) -> Limits:
-        """The configured limits; they hold wherever a video is read."""
-        return cls(cfg.timeout_s, cfg.memory_mb)
-
-
-@dataclass(frozen=True)
-class Videos:
-    """How a worker gets at videos: fetched where they are remote, decoded in a child process."""
-
-    downloads: Downloads
-    limits: Limits
-
-    def opened(self, uri: str, source_id: str | None = None) -> AbstractContextManager[Path]:
-        """A local path of a video (``Downloads.opened``)."""
-        return self.downloads.opened(uri, source_id)
-
-    def isolated(self, job: str, argument: dict[str, Any]) -> Any:
-        """Do one of ``curation.jobs`` where a crash, a hang or a flood costs only this video."""
-        return run_isolated(
-            f"curation.jobs:{job}",
-            argument,
-            timeout_s=self.limits.timeout_s,
-            memory_mb=self.limits.memory_mb,
-        )
-
-    def frames(self, clip: Clip, count: int, size: tuple[int, int], mode: ResizeMode) -> Frames:
-        """``count`` frames of a clip, evenly spaced, at ``size`` (height, width) in pixels."""
-        with self.opened(clip.uri, clip.source_id) as path:
-            job = {
-                "path": str(path),
-                "frame_numbers": spread_frames(clip.start_frame, clip.num_frames, count),
-                "height_px": size[0],
-                "width_px": size[1],
-                "mode": mode,
-                "start": [clip.start_frame, clip.start_pts],
-            }
-            return self.isolated("read_clip", job)
 
 
 @dataclass(frozen=True)
@@ -185,7 +134,7 @@ def probe_sources(
     pieces: Sequence[Piece], downloads: Downloads, limits: Limits, engine: EngineConfig
 ) -> list[Failure]:
     """Probe files. Payload: ``uri``. Writes JSON ``{"source": ...}`` or ``{"reject": ...}``."""
-    return _run(pieces, _Probe, engine, {"videos": Videos(downloads, limits)})
+    return _run(pieces, Probe, engine, {"videos": Videos(downloads, limits)})
 
 
 def find_shots(
@@ -206,7 +155,7 @@ def find_shots(
         "cfg": cfg,
         "embedding": with_absolute_weights(embedding),
     }
-    return _run(pieces, _FindShots, engine, settings)
+    return _run(pieces, FindShots, engine, settings)
 
 
 def embed_clips(
@@ -221,8 +170,15 @@ def embed_clips(
     Raises:
         ConfigError: ``num_gpus`` is set, and no node has as many.
     """
-    settings = {"videos": Videos(downloads, limits), "cfg": with_absolute_weights(cfg)}
-    return _run(pieces, _EmbedClips, engine, settings, cfg.num_gpus)
+    if not pieces:
+        return []
+    start_ray(engine)
+    settings = {
+        "videos": Videos(downloads, limits),
+        "cfg": with_absolute_weights(cfg),
+        "readers": _workers(cfg.num_gpus)[1],
+    }
+    return _run(pieces, EmbedClips, engine, settings, cfg.num_gpus)
 
 
 def embed_captions(
@@ -238,11 +194,11 @@ def embed_captions(
         ExternalToolError: The model fails on a caption, which is no clip's fault.
     """
     if cfg.weights is None:  # a look-up of words, done sooner than a worker is started
-        work = _EmbedCaptions(cfg)
+        work = EmbedCaptions(cfg)
         for piece in pieces:
             work(_row(piece))
         return []
-    return _run(pieces, _EmbedCaptions, engine, {"cfg": with_absolute_weights(cfg)}, cfg.num_gpus)
+    return _run(pieces, EmbedCaptions, engine, {"cfg": with_absolute_weights(cfg)}, cfg.num_gpus)
 
 
 def score_clips(
@@ -258,7 +214,7 @@ def score_clips(
     absolute = {k: str(Path(path).absolute()) for k, path in weights.items() if path is not None}
     cfg = cfg.model_copy(update=absolute)  # a worker may run in another folder
     settings = {"videos": Videos(downloads, limits), "cfg": cfg, "named": scorer}
-    return _run(pieces, _ScoreClips, engine, settings)
+    return _run(pieces, ScoreClips, engine, settings)
 
 
 def export_clips(
@@ -270,7 +226,7 @@ def export_clips(
 ) -> list[Failure]:
     """Write clips as files. Payload: ``clip``, ``folder``. JSON ``{"export"|"reject": ...}``."""
     settings = {"videos": Videos(downloads, limits), "cfg": cfg}
-    return _run(pieces, _ExportClip, engine, settings)
+    return _run(pieces, ExportClip, engine, settings)
 
 
 def _run(
@@ -289,7 +245,7 @@ def _run(
         return []
     start_ray(engine)
     rows = [_row(piece) for piece in pieces]
-    workers, cpus = _gpu_workers(num_gpus) if num_gpus else (_num_cpus(), 1)
+    workers, cpus = _workers(num_gpus)
     size = max(1, min(workers, len(rows)))
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
     with warnings.catch_warnings():
@@ -324,16 +280,14 @@ def _row(piece: Piece) -> dict[str, str]:
     return {"record_id": piece.record_id, "path": str(piece.path), "payload": payload}
 
 
-def _num_cpus() -> int:
-    return int(ray.cluster_resources().get("CPU", 1))
-
-
-def _gpu_workers(num_gpus: float) -> tuple[int, int]:
+def _workers(num_gpus: float) -> tuple[int, int]:
     """How many workers of ``num_gpus`` each there is room for, and the CPUs each can have.
 
     Raises:
         ConfigError: For none.
     """
+    if not num_gpus:
+        return int(ray.cluster_resources().get("CPU", 1)), 1
     nodes: list[Mapping[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     room = [(int(node.get("GPU", 0) / num_gpus), node.get("CPU", 1)) for node in nodes]
     workers = sum(count for count, _ in room)
@@ -345,240 +299,3 @@ def _gpu_workers(num_gpus: float) -> tuple[int, int]:
             do="set it to 0 for the CPU, or start Ray on machines with GPUs",
         )
     return workers, max(1, min(int(cpus / count) for count, cpus in room if count))
-
-
-def _attempt(record_id: str, work: Callable[[], None]) -> list[tuple[str, str, str]]:
-    """Run ``work``; an error becomes a failure of that record. Row errors are caught only here."""
-    try:
-        work()
-    except Exception as error:  # any error of one record must leave the others alone
-        log.exception("record_id=%s state=failed", record_id)
-        reason = str(getattr(error, "reason", "")) or _snake_case(type(error).__name__)
-        return [(record_id, reason, " ".join(str(error).split())[:500])]
-    return []
-
-
-def _snake_case(name: str) -> str:
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-
-
-class _Probe:
-    """Reads what a file says about itself."""
-
-    def __init__(self, videos: Videos) -> None:
-        self.videos = videos
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        def work() -> None:
-            uri = json.loads(row["payload"])["uri"]
-            try:
-                with self.videos.opened(uri) as path:
-                    job = {"path": str(path), "uri": uri}
-                    result = self.videos.isolated("probe_source", job)
-            except VideoDecodeError as error:
-                result = _rejected(error, uri, "sources", uri)
-            write_json(Path(row["path"]), result)
-
-        return _failures(_attempt(row["record_id"], work))
-
-
-class _FindShots:
-    """Cuts one source into shots."""
-
-    def __init__(self, videos: Videos, cfg: ShotsConfig, embedding: EmbeddingConfig) -> None:
-        self.videos = videos
-        self.settings = {
-            "config": cfg.model_dump(mode="json"),
-            "embedding": embedding.model_dump(mode="json"),
-        }
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        def work() -> None:
-            source = json.loads(row["payload"])["source"]
-            try:
-                with self.videos.opened(source["uri"], source["source_id"]) as path:
-                    job = {"path": str(path), "source": source, **self.settings}
-                    result = self.videos.isolated("find_shots", job)
-            except VideoDecodeError as error:
-                result = _rejected(error, source["source_id"], "shots", source["uri"])
-            write_json(Path(row["path"]), result)
-
-        return _failures(_attempt(row["record_id"], work))
-
-
-class _EmbedClips:
-    """One similarity model, loaded once per actor."""
-
-    def __init__(self, videos: Videos, cfg: EmbeddingConfig) -> None:
-        self.videos = videos
-        self.cfg = cfg
-        self.embedder = load_embedder(cfg)
-        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-        self.readers = max(1, int(cpus))
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        clips = [Clip(**values) for values in json.loads(row["payload"])["clips"]]
-        done, vectors, failures = embed_in_batches(
-            clips, self._read, self.embedder.embed_clips, self.cfg.batch_clips, self.readers
-        )
-        # Clips that failed are missing in the table, so the next run tries them again. A table that
-        # cannot be written (a full disk) is no record's fault and stops the run.
-        if done:
-            model_id, weights = self.embedder.model_id, self.embedder.weights_sha256
-            table = vectors_table(done, vectors, model_id, weights)
-            write_batches(Path(row["path"]), EMBEDDINGS, [table])
-        return _failures(failures)
-
-    def _read(self, clip: Clip) -> Frames:
-        size = (self.embedder.image_px, self.embedder.image_px)
-        return self.videos.frames(clip, self.cfg.frames_per_clip, size, self.embedder.mode)
-
-
-def embed_in_batches(
-    clips: Sequence[Clip],
-    read: Callable[[Clip], Frames],
-    embed: Callable[[Frames], Vector],
-    batch_clips: int,
-    readers: int = 1,
-) -> tuple[list[Clip], Vector, list[tuple[str, str, str]]]:
-    """Read clips, ahead of the model, and embed them in batches.
-
-    A clip that cannot be read fails alone, and the batch is filled with the next one. Where the
-    model fails, all clips of its batch do.
-
-    Args:
-        clips: In the order of the result.
-        read: A clip to its frames (T, H, W, 3).
-        embed: (B, T, H, W, 3) to (B, D).
-        batch_clips: B; only the last batch may be smaller.
-        readers: Clips read side by side.
-
-    Returns:
-        The clips that have a vector, their vectors (len, D), and failures.
-    """
-    done: list[Clip] = []
-    vectors: list[Vector] = []
-    failures: list[tuple[str, str, str]] = []
-    waiting: list[tuple[Clip, Frames]] = []
-
-    def finish() -> None:
-        ids = [clip.clip_id for clip, _ in waiting]
-        found = _attempt(
-            ids[0], lambda: vectors.append(embed(np.stack([frames for _, frames in waiting])))
-        )
-        if found:
-            failures.extend((clip_id, *found[0][1:]) for clip_id in ids)
-        else:
-            done.extend(clip for clip, _ in waiting)
-        waiting.clear()
-
-    for clip, frames, failed in _read_ahead(clips, read, batch_clips, readers):
-        failures += failed
-        if frames is not None:
-            waiting.append((clip, frames))
-        if len(waiting) == batch_clips:
-            finish()
-    if waiting:
-        finish()
-    return done, np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32), failures
-
-
-def _read_ahead(
-    clips: Sequence[Clip], read: Callable[[Clip], Frames], ahead: int, readers: int
-) -> Iterator[tuple[Clip, Frames | None, list[tuple[str, str, str]]]]:
-    """Frames of clips in order, or what went wrong; while one is used the next are being read."""
-
-    def attempt(clip: Clip) -> tuple[Clip, Frames | None, list[tuple[str, str, str]]]:
-        frames: list[Frames] = []
-        failed = _attempt(clip.clip_id, lambda: frames.append(read(clip)))
-        return clip, frames[0] if frames else None, failed
-
-    with ThreadPoolExecutor(max_workers=readers) as pool:
-        reading: deque[Future[Any]] = deque()
-        for clip in clips:
-            reading.append(pool.submit(attempt, clip))
-            if len(reading) > ahead + readers:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
-
-
-class _EmbedCaptions:
-    """One similarity model, loaded once per actor."""
-
-    def __init__(self, cfg: EmbeddingConfig) -> None:
-        self.embedder = load_embedder(cfg)
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        texts = json.loads(row["payload"])["texts"]
-        vectors = self.embedder.embed_texts(texts)
-        chunks = [self.embedder.text_chunks(text) for text in texts]
-        write_captions(Path(row["path"]), texts, vectors, chunks, self.embedder.dim)
-        return _failures([])
-
-
-class _ScoreClips:
-    """One scorer, loaded once per actor."""
-
-    def __init__(self, videos: Videos, cfg: ScorersConfig, named: NamedScorer) -> None:
-        self.videos = videos
-        self.cfg = cfg
-        self.named = named
-        self.scorer = load_scorer(named.scorer_id, cfg)
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return _describe(row, CLIP_SCORES, self._score)
-
-    def _score(self, clip: Clip) -> ClipScore:
-        size = self.scorer.frame_px(clip.width_px, clip.height_px)
-        frames = self.videos.frames(clip, self.cfg.frames_per_clip, size, self.scorer.mode)
-        value = self.scorer.score(frames)
-        return ClipScore(clip.clip_id, self.named.scorer_id, self.named.weights_sha256, value)
-
-
-def _describe(row: dict[str, str], table: Table[R], work: Callable[[Clip], R]) -> dict[str, str]:
-    """Make one row per clip of a batch, and write the table of them."""
-    rows: list[R] = []
-    failures: list[tuple[str, str, str]] = []
-    for values in json.loads(row["payload"])["clips"]:
-        clip = Clip(**values)
-        failures += _attempt(clip.clip_id, lambda clip=clip: rows.append(work(clip)))
-    # Clips that failed are missing in the table, so the next run tries them again. A table that
-    # cannot be written (a full disk) is no record's fault and stops the run.
-    if rows:
-        write_table(Path(row["path"]), table, rows)
-    return _failures(failures)
-
-
-class _ExportClip:
-    """Writes one clip as a file."""
-
-    def __init__(self, videos: Videos, cfg: ExportConfig) -> None:
-        self.videos = videos
-        self.config = cfg.model_dump(mode="json")
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        def work() -> None:
-            payload = json.loads(row["payload"])
-            clip = payload["clip"]
-            try:
-                with self.videos.opened(clip["uri"], clip["source_id"]) as path:
-                    job = {**payload, "path": str(path), "config": self.config}
-                    result = self.videos.isolated("export", job)
-            except VideoDecodeError as error:
-                result = _rejected(error, clip["clip_id"], "export", clip["uri"])
-            write_json(Path(row["path"]), result)
-
-        return _failures(_attempt(row["record_id"], work))
-
-
-def _rejected(error: VideoDecodeError, record_id: str, stage: str, uri: str) -> dict[str, Any]:
-    """A known defect as a result to keep; what may pass next time is raised, and not kept."""
-    reject = defect(error, record_id, stage, uri)
-    if reject.failed:
-        raise error
-    return {"reject": dataclasses.asdict(reject)}
-
-
-def _failures(failures: list[tuple[str, str, str]]) -> dict[str, str]:
-    return {"failures": json.dumps(failures)}

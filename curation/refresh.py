@@ -13,7 +13,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import pipeline
+from curation.cache_keys import CacheKeys
 from curation.caption_scores import caption_scores
 from curation.captions import CaptionSpan, join_spans
 from curation.clip_cache import (
@@ -35,12 +35,11 @@ from curation.clip_cache import (
 from curation.clips import make_clips
 from curation.dedup import earlier_vectors, find_duplicates, reject_remuxed
 from curation.drift_guard import check_drift
-from curation.embeddings import ModelName, load_embedder, name_model
+from curation.embeddings import load_embedder
 from curation.filters import SCORES_STAGE, filter_clips, filter_scored
 from curation.inputs import uris
 from curation.inputs.downloads import Downloads
 from curation.inputs.listing import captions_by_source, list_videos
-from curation.inputs.lists import Listed
 from curation.manifests import (
     CLIP_COLUMNS,
     PRETRAIN_STAGE,
@@ -49,15 +48,16 @@ from curation.manifests import (
     pretrain_manifest,
     sft_manifest,
 )
-from curation.pipeline import Failure, Limits, Piece
+from curation.pipeline import Failure, Piece
 from curation.scorers import NamedScorer, load_scorer, named_scorers
 from curation.selection import WINDOW_COLUMNS
-from curation.shots import ShotDetection, models_behind
+from curation.shots import ShotDetection
 from curation.snapshot_diff import diff_snapshots
 from curation.snapshots import Building
 from curation.sources import reject_duplicates
 from curation.vector_cache import CLIP_ID, TEXT_ID, PieceCache, text_id
 from curation.windows import described_clips, num_runs, score_windows
+from curation.workers import Limits
 from schemas.config.curation import DriftConfig
 from schemas.config.root import TriptychConfig
 from schemas.counts import StageCount
@@ -88,20 +88,6 @@ STAGES = (
 )  # fmt: skip
 """In the order they run; ``scores`` and ``export`` only where they are configured."""
 
-STAGE_VERSION = {
-    "sources": 2,
-    "shots": 3,
-    "clips": 3,
-    "filters": 1,
-    "scores": 1,
-    "embeddings": 2,
-    "dedup": 1,
-    "windows": 2,
-    "manifests": 2,
-    "export": 1,
-}
-"""Raise one when its stage's code gives other results: what was made before is then redone."""
-
 
 class Refresh:
     """A refresh. Call the stages in order; each returns its reconciled count.
@@ -120,6 +106,7 @@ class Refresh:
         self.downloads = Downloads(self.workspace.cache("downloads"), config.curation.sources)
         self.limits = Limits.of(config.curation.shots)
         self.scorers = named_scorers(config.curation.scorers, config.curation.filters)
+        self._keys = CacheKeys(config, self.workspace, self.scorers)
         self.snapshot_id = ""
         self._captions: dict[str, tuple[CaptionSpan, ...]] = {}
 
@@ -133,7 +120,10 @@ class Refresh:
         started = time.monotonic()
         cfg = self.config.curation
         listing = list_videos(cfg.sources, self.downloads)
-        pieces = [self._probe_piece(video) for video in listing.videos]
+        pieces = [
+            Piece(video.uri, self._keys.probe(video.uri), {"uri": video.uri})
+            for video in listing.videos
+        ]
         # A remote file may have changed behind its name; asking costs no second download.
         missing = [p for p in pieces if uris.path_of(p.record_id) is None or not p.path.is_file()]
         failures = pipeline.probe_sources(missing, self.downloads, self.limits, self.config.engine)
@@ -177,7 +167,7 @@ class Refresh:
         started = time.monotonic()
         sources = self._building.read(SOURCES, "sources")
         pieces = [
-            Piece(s.source_id, self._shots_path(s.source_id), {"source": dataclasses.asdict(s)})
+            Piece(s.source_id, self._keys.shots(s.source_id), {"source": dataclasses.asdict(s)})
             for s in sources
         ]
         missing = [p for p in pieces if not p.path.is_file()]
@@ -312,8 +302,7 @@ class Refresh:
                 pieces, self.downloads, cfg, scorer, self.limits, self.config.engine
             )
 
-        key = fingerprint(STAGE_VERSION[SCORES_STAGE], dataclasses.astuple(scorer))
-        return describe_clips(clips, CLIP_SCORES, self.workspace.cache(SCORES_STAGE) / key, score)
+        return describe_clips(clips, CLIP_SCORES, self._keys.scores(scorer), score)
 
     def embeddings(self) -> StageCount:
         """Describe every clip by a vector, and compare it with its caption.
@@ -325,7 +314,7 @@ class Refresh:
         started = time.monotonic()
         cfg = self.config.curation.embedding
         clips = {c.clip_id: c for c in sorted(self._building.read(CLIPS, "clips"), key=_in_time)}
-        cache = PieceCache(self._embeddings_cache(), CLIP_ID)
+        cache = PieceCache(self._keys.embeddings(), CLIP_ID)
         missing = [c for clip_id, c in clips.items() if clip_id not in cache]
         if missing:
             # Weights that cannot be used are found here, where the message is not Ray's.
@@ -354,11 +343,7 @@ class Refresh:
 
     def _score_captions(self, clips: Sequence[Clip], vectors: PieceCache) -> None:
         cfg = self.config.curation.embedding
-        model = self._embedder()
-        key = fingerprint(
-            STAGE_VERSION["embeddings"], model.model_id, model.weights_sha256, cfg.long_text
-        )
-        texts = PieceCache(self.workspace.cache("captions") / key, TEXT_ID)
+        texts = PieceCache(self._keys.captions(), TEXT_ID)
         captions = dict.fromkeys(c.caption for c in clips if c.caption)
         missing = [caption for caption in captions if text_id(caption) not in texts]
         pipeline.embed_captions(caption_pieces(missing, texts.folder), cfg, self.config.engine)
@@ -366,7 +351,7 @@ class Refresh:
         self._building.write_batches(
             CAPTION_SCORES,
             self._building.tables.table("caption_scores"),
-            [caption_scores(clips, vectors, texts, model, cfg.long_text)],
+            [caption_scores(clips, vectors, texts, self._keys.embedder, cfg.long_text)],
         )
 
     def dedup(self) -> StageCount:
@@ -375,7 +360,7 @@ class Refresh:
         cfg = self.config.curation.dedup
         clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
         vectors = self._vectors()
-        model = self._embedder()
+        model = self._keys.embedder
         earlier = [Snapshot(self._dataset / name) for name in self._earlier()]
         described = [c for clip_id, c in clips.items() if clip_id in vectors]
         kept, rejects = find_duplicates(
@@ -452,7 +437,7 @@ class Refresh:
 
     def _write_manifest(self, manifest: Manifest) -> int:
         """Write a manifest; its metadata lead back to the model behind it. Returns its samples."""
-        model = self._embedder()
+        model = self._keys.embedder
         building = dataclasses.replace(
             self._building,
             metadata={
@@ -475,11 +460,10 @@ class Refresh:
         cfg = self.config.curation.export
         folder = self.workspace.cache("exports")
         clips = {c.clip_id: c for c in self._building.read(CLIPS, "clips")}
-        key = fingerprint(STAGE_VERSION["export"], cfg.hash())
         pieces = [
             Piece(
                 clip_id,
-                folder / key / f"{clip_id}.json",
+                self._keys.export(clip_id),
                 {"clip": dataclasses.asdict(clip), "folder": str(folder)},
             )
             for clip_id, clip in clips.items()
@@ -534,7 +518,7 @@ class Refresh:
             self._dataset,
             self.snapshot_id,
             {
-                "config_hash": fingerprint(self._relevant_config()),
+                "config_hash": fingerprint(self._keys.snapshot()),
                 "code_version": version("triptych"),
             },
         )
@@ -543,42 +527,13 @@ class Refresh:
         count = self._building.finish(stage, unit, started, **numbers)
         return count.check_failures(self.config.curation.max_error_ratio)
 
-    def _probe_piece(self, video: Listed) -> Piece:
-        """Keyed by name and stat: ctime changes with the content even where mtime was set back."""
-        path = uris.path_of(video.uri)
-        stat = _stat(path) if path is not None else ()
-        key = fingerprint(STAGE_VERSION["sources"], video.uri, stat)
-        return Piece(video.uri, self.workspace.cache("sources") / f"{key}.json", {"uri": video.uri})
-
-    def _shots_path(self, source_id: str) -> Path:
-        cfg = self.config.curation.shots
-        key = fingerprint(STAGE_VERSION["shots"], cfg.hash(), *self._shot_models)
-        return self.workspace.cache("shots") / f"{source_id}-{key}.json"
-
-    @cached_property
-    def _shot_models(self) -> list[str]:
-        cfg = self.config.curation
-        return models_behind(cfg.shots, cfg.embedding)
-
     def _detection(self, source: Source) -> ShotDetection | Reject:
-        record = read_json(self._shots_path(source.source_id))
+        record = read_json(self._keys.shots(source.source_id))
         if "reject" in record:
             # The piece is keyed by content: the same bytes may since have moved to another path.
             return dataclasses.replace(Reject(**record["reject"]), uri=source.uri)
         values = record["detection"]
         return ShotDetection(**(values | {"shots": [build_row(Shot, s) for s in values["shots"]]}))
-
-    def _embeddings_cache(self) -> Path:
-        model = self._embedder()
-        key = fingerprint(
-            STAGE_VERSION["embeddings"],
-            dataclasses.astuple(model),
-            self.config.curation.embedding.frames_per_clip,
-        )
-        return self.workspace.cache("embeddings") / key
-
-    def _embedder(self) -> ModelName:
-        return name_model(self.config.curation.embedding)
 
     def _vectors(self) -> dict[str, npt.NDArray[np.floating]]:
         found: dict[str, npt.NDArray[np.floating]] = {}
@@ -590,31 +545,15 @@ class Refresh:
         return found
 
     def _earlier(self) -> list[str]:
-        """Names of the finished snapshots that near-duplicates are looked for in.
+        """Names of the snapshots that near-duplicates are looked for in: all that were published.
 
         They are not part of ``snapshot_id``: with unchanged inputs the snapshot there is holds.
         """
         cfg = self.config.curation.dedup
         if not cfg.earlier or cfg.near_threshold is None:
             return []
-        return sorted(d.name for d in self._dataset.glob("[!.]*") if read_done(d) is not None)
-
-    def _relevant_config(self) -> dict[str, Any]:
-        """What the tables depend on besides the sources and captions themselves."""
-        curation = self.config.curation.model_dump(mode="json")
-        used = ("shots", "clips", "filters", "dedup", "windows", "manifests", "export")
-        embedding = self.config.curation.embedding
-        model = self.config.training.model
-        return {k: curation[k] for k in used} | {
-            "frames": model.frames,
-            "max_stride": model.max_stride,
-            "shot_models": self._shot_models,
-            # models by the content of their weights, not by path
-            "embedder": dataclasses.astuple(self._embedder()),
-            "embedding": [embedding.frames_per_clip, embedding.long_text],
-            "scorers": [dataclasses.asdict(s) for s in self.scorers],
-            "stages": STAGE_VERSION,
-        }
+        done = {d.name: read_done(d) or {} for d in self._dataset.glob("[!.]*")}
+        return sorted(name for name, record in done.items() if "previous" in record)
 
     def _snapshot_id(self, found: Sequence[Source], rejects: Sequence[Reject]) -> str:
         captions = {
@@ -623,7 +562,7 @@ class Refresh:
         }
         inputs = sorted([s.uri, s.source_id] for s in found)
         left_out = sorted([r.uri, r.reason] for r in rejects)
-        return fingerprint(inputs, left_out, captions, self._relevant_config())
+        return fingerprint(inputs, left_out, captions, self._keys.snapshot())
 
 
 def _shared_captions(
@@ -635,14 +574,6 @@ def _shared_captions(
         spans[source.packet_sha256] += captions.get(source.source_id, ())
     joined = {key: join_spans(found) for key, found in spans.items()}
     return {s.source_id: joined[s.packet_sha256] for s in sources if joined[s.packet_sha256]}
-
-
-def _stat(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return ()
-    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _failed(failure: Failure, stage: str, uri: str) -> Reject:

@@ -16,9 +16,12 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from curation.drift import Drift
 
 # Placeholder colours. None may be black: matplotlib leaves black out of the SVG.
 INK = "#010101"
@@ -26,7 +29,22 @@ RULE = "#020202"
 ACCENT = "#030303"
 WARM = "#040404"
 BAND = "#050505"
-_CSS = {INK: "--ink", RULE: "--rule", ACCENT: "--accent", WARM: "--warm", BAND: "--band"}
+GOOD = "#060606"
+_CSS = {
+    INK: "--ink", RULE: "--rule", ACCENT: "--accent", WARM: "--warm", BAND: "--band",
+    GOOD: "--good",
+}  # fmt: skip
+
+Line = tuple[Sequence[float], Sequence[float]]
+"""Horizontal and vertical places of the marks of a line."""
+
+# Four lines are told apart by mark and dash as well as by colour.
+_LINES: tuple[dict[str, Any], ...] = (
+    {"color": ACCENT, "marker": "o"},
+    {"color": WARM, "marker": "s", "linestyle": (0, (5, 2))},
+    {"color": GOOD, "marker": "^", "linestyle": (0, (2, 2))},
+    {"color": INK, "marker": "D", "linestyle": (0, (6, 2, 1, 2))},
+)
 
 # Inches (times 72 points). A phone shows the drawing at about 0.85, so 11 points stay readable.
 _WIDTH, _HEIGHT = 5.4, 2.9
@@ -88,6 +106,32 @@ def similarity_histogram(
             "similarity",
             f"Histogram of {statistic} over {len(values)} windows, {min(values):.2f} to "
             f"{max(values):.2f}; {kept} lie in the band from {low:g} to {high:g}.",
+        )
+
+
+def drift_chart(drift: Drift) -> Markup:
+    """Two snapshots' distributions over each other: after as bars, before as a line.
+
+    Args:
+        drift: With at least one value; each side is drawn as shares of its own values.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _new(_HEIGHT)
+        before, after = (
+            np.asarray(side.counts) / max(side.n, 1) for side in (drift.old, drift.new)
+        )
+        axes.stairs(after, drift.edges, fill=True, color=ACCENT, alpha=0.55, label="after")
+        axes.stairs(before, drift.edges, color=WARM, linewidth=1.6, label="before")
+        axes.set_xlabel(drift.name)
+        axes.set_ylabel(f"share of {drift.unit}s")
+        axes.set_ylim(bottom=0)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        ends = f"{drift.edges[0]:.3g} to {drift.edges[-1]:.3g}"
+        return _svg(
+            figure,
+            f"drift-{drift.name}",
+            f"Histograms of {drift.name} from {ends}: {drift.old.n} {drift.unit}s before, "
+            f"{drift.new.n} after; Kolmogorov-Smirnov distance {drift.distance:.3f}.",
         )
 
 
@@ -157,22 +201,100 @@ def training_panels(
         return _svg(figure, f"panels-{stage}", f"{stage} over {len(steps)} steps: {ends}.")
 
 
-def ablation_chart(low: Sequence[float], kept: Sequence[int]) -> Markup:
-    """Windows kept over the low threshold.
+def threshold_chart(name: str, label: str, lines: Mapping[str, Line], top: float | None) -> Markup:
+    """Something that depends on the low threshold, one line per statistic.
 
     Args:
-        low: Thresholds tried, ascending.
-        kept: Windows kept at each.
+        name: Prefix of the ids.
+        label: Of the vertical axis.
+        lines: Low thresholds, ascending, and values, under the name of the statistic.
+        top: Where the vertical axis ends, if it begins at zero.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _new(_HEIGHT)
-        axes.plot(low, kept, color=ACCENT, linewidth=1.6, marker="o", markersize=5)
+        for (statistic, (lows, values)), style in zip(lines.items(), _LINES, strict=False):
+            axes.plot(lows, values, label=statistic, linewidth=1.6, markersize=5, **style)
         axes.set_xlabel("low threshold")
-        axes.set_ylabel("windows kept")
-        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label)
+        if top is not None:
+            axes.set_ylim(0, 1.04 * top)
+        _name_lines(figure, axes, len(lines))
+        return _svg(figure, name, f"{label} over the low threshold. {_said(lines)}.")
+
+
+def precision_recall_chart(
+    lines: Mapping[str, Line], lows: Mapping[str, Sequence[float]]
+) -> Markup:
+    """Precision over recall, one line per statistic and one mark per threshold.
+
+    Args:
+        lines: Recall and precision, 0 to 1, under the name of the statistic.
+        lows: The threshold of each mark, named at the marks where there is one statistic.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _new(_HEIGHT)
+        for (statistic, (recall, precision)), style in zip(lines.items(), _LINES, strict=False):
+            axes.plot(recall, precision, label=statistic, linewidth=1.6, markersize=5, **style)
+            # Of marks that lie on one another the lowest threshold is named.
+            names: dict[tuple[float, float], float] = {}
+            for place in zip(recall, precision, lows[statistic], strict=True):
+                names.setdefault(place[:2], place[2])
+            for place, low in names.items() if len(lines) == 1 else ():
+                axes.annotate(f"{low:g}", place, (4, 6), textcoords="offset points", fontsize=9)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        axes.set_xlim(-0.03, 1.06)
+        axes.set_ylim(0, 1.08)
+        _name_lines(figure, axes, len(lines))
+        return _svg(figure, "truth", f"Precision over recall. {_said(lines)}.")
+
+
+def threshold_histogram(
+    values: NDArray[np.float64], statistic: str, marks: Mapping[float, str]
+) -> Markup:
+    """How many windows have which similarity, with thresholds marked.
+
+    Args:
+        values: (W,) one similarity per window; W >= 1.
+        statistic: Name of the statistic, for the axis and the ids.
+        marks: Thresholds, as similarities, and how each is called.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _new(_HEIGHT)
+        pad = max(0.02, 0.04 * float(np.ptp(values)))
+        left, right = float(values.min()) - pad, float(values.max()) + pad
+        counts, edges = np.histogram(values, bins=40, range=(left, right))
+        axes.bar(edges[:-1], counts, np.diff(edges) * 0.88, align="edge", color=ACCENT)
+        named = right
+        for mark in sorted((m for m in marks if left <= m <= right), reverse=True):
+            axes.axvline(mark, color=WARM, linewidth=1.4, linestyle=(0, (4, 3)))
+            if named - mark >= 0.05 * (right - left) or named == right:
+                at = axes.get_xaxis_transform()
+                axes.text(mark, 1.02, marks[mark], transform=at, ha="center", fontsize=9)
+                named = mark
+        axes.set_xlim(left, right)
+        axes.set_xlabel(f"{statistic.replace('_', ' ')} similarity")
+        axes.set_ylabel("windows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        pairs = ", ".join(f"{n} at {t:g}" for t, n in zip(low, kept, strict=True))
-        return _svg(figure, "ablation", f"Windows kept over the low threshold: {pairs}.")
+        return _svg(
+            figure,
+            f"similarity-{statistic}",
+            f"Histogram of {statistic} over {len(values)} windows, {values.min():.2f} to "
+            f"{values.max():.2f}; thresholds at {', '.join(f'{m:.2f}' for m in sorted(marks))}.",
+        )
+
+
+def _name_lines(figure: Figure, axes: Axes, count: int) -> None:
+    if count > 1:
+        columns = 2 if count > 2 else count
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
+
+
+def _said(lines: Mapping[str, Line]) -> str:
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{y:.2f} at {x:.2f}" for x, y in zip(*line, strict=True))
+        for name, line in lines.items()
+    )
 
 
 def moving_mean(values: Sequence[float]) -> list[float]:

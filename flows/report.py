@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from curation.snapshot_diff import diff_snapshots, previous_of
 from flows import charts, sheets
+from flows.diff import file_words, reasons_by_title, spread_words, value_words
+from flows.pages import environment
 from schemas.config import CurationConfig, TriptychConfig, load_config
 from schemas.counts import StageCount
-from schemas.errors import ReconciliationError
+from schemas.errors import ManifestError, ReconciliationError
 from schemas.layout import Snapshot, Workspace
 from schemas.rows import Reject, Score
 from schemas.storage import latest, read_done, read_json, write_text
@@ -123,12 +125,13 @@ def build_report(
         "counts": counts,
         "problems": _problems(counts),
         "rejects": _reject_groups(snapshot, batch),
+        "since": _since(snapshot),
         "data": _dataset(config, snapshot, workspace.cache("thumbnails")),
         "training": [_stage_run(stage, run) for stage, run in runs.items() if run is not None],
         "generation": _generation(workspace, batch),
         "ablation": _ablation(workspace),
     }
-    html = _environment().get_template("report.html.j2").render(context)
+    html = environment().get_template("report.html.j2").render(context)
     path = workspace.reports / f"{name}.html"
     write_text(path, html)
     LOG.info("report written path=%s size_bytes=%d", path, path.stat().st_size)
@@ -155,29 +158,6 @@ def merge_counts(stored: Sequence[StageCount], fresh: Sequence[StageCount]) -> l
             keys.insert(after, None)
         after += 1
     return merged
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["basename"] = _basename
-    environment.filters["clock"] = _clock
-    return environment
-
-
-def _basename(uri: str) -> str:
-    return Path(uri).name
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as m:ss.s, the way a player shows a position."""
-    minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{int(minutes)}:{rest:04.1f}"
 
 
 def _facts(config: TriptychConfig, snapshot: Snapshot | None) -> dict[str, str]:
@@ -306,7 +286,32 @@ def _dataset(
 
 def _choices(config: CurationConfig) -> dict[str, Any]:
     """The settings that a snapshot depends on."""
-    return config.model_dump(exclude={"ablation", "max_error_ratio"})
+    return config.model_dump(exclude={"ablation", "drift", "max_error_ratio"})
+
+
+def _since(snapshot: Snapshot | None) -> dict[str, Any] | None:
+    """What changed since the snapshot before; None where there is none."""
+    before = previous_of(snapshot) if snapshot is not None else None
+    if snapshot is None or before is None:
+        return None
+    try:
+        diff = diff_snapshots(before, snapshot)
+    except ManifestError as error:
+        # The page is about the newer snapshot; an older one may be of a version no longer read.
+        return {"diff": None, "old": before.root.name, "problem": error.what}
+    return {
+        "diff": diff,
+        "reasons": reasons_by_title(diff),
+        "shares": [s for s in diff.shares if s.old_count or s.new_count],
+        "charts": {
+            d.name: charts.drift_chart(d)
+            for d in diff.drift
+            if d.name in ("duration_s", "similarity", "caption_similarity") and d.edges
+        },
+        "names": file_words,
+        "value": value_words,
+        "spread": spread_words,
+    }
 
 
 def _newest_run(workspace: Workspace, stage: str) -> Path | None:
@@ -383,6 +388,7 @@ def _ablation(workspace: Workspace) -> dict[str, Any] | None:
     folder = latest(workspace.ablations)
     if folder is None or not (folder / "results.parquet").is_file():
         return None
-    rows = sorted(pq.read_table(folder / "results.parquet").to_pylist(), key=lambda r: r["low"])
-    chart = charts.ablation_chart([r["low"] for r in rows], [r["kept_windows"] for r in rows])
-    return {"name": folder.name, "rows": rows, "chart": chart if rows else None}
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    order = list(dict.fromkeys(r["statistic"] for r in rows))
+    rows.sort(key=lambda r: (order.index(r["statistic"]), r["low"]))
+    return {"name": folder.name, "rows": rows, "page": f"../ablations/{folder.name}/index.html"}

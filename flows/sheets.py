@@ -159,11 +159,8 @@ def window_groups(
     source_by_id = {s.source_id: s for s in sources}
 
     def row(window: Window) -> WindowRow:
-        members = [clip_by_id[i] for i in window.clip_ids]
-        source = source_by_id[window.source_id]
-        stills = [read_still(source, clip, cache) for clip in members]
         verdict = verdicts.get(window.sample_id, "no verdict")
-        return WindowRow(window, float(getattr(window, statistic)), verdict, members, stills)
+        return window_row(window, statistic, verdict, clip_by_id, source_by_id, cache)
 
     chosen = (
         (f"Just below the threshold of {low:g}", below[-WINDOWS_PER_GROUP:]),
@@ -174,6 +171,20 @@ def window_groups(
         ),
     )
     return [WindowGroup(title, [row(w) for w in group]) for title, group in chosen]
+
+
+def window_row(
+    window: Window,
+    statistic: str,
+    verdict: str,
+    clips: Mapping[str, Clip],
+    sources: Mapping[str, Source],
+    cache: Path,
+) -> WindowRow:
+    """A window with one frame of each of its clips; ``clips`` and ``sources`` go by id."""
+    members = [clips[clip_id] for clip_id in window.clip_ids]
+    stills = [read_still(sources[window.source_id], clip, cache) for clip in members]
+    return WindowRow(window, float(getattr(window, statistic)), verdict, members, stills)
 
 
 def read_strip(source: Source, item: Shot | Clip, cache: Path) -> Strip:

@@ -16,7 +16,9 @@
       generations/<batch_id>/            generations, scores, rejects (.parquet), scores.json,
                                          counts.json, _DONE.json
       generations/LATEST                 names the newest finished batch
-      ablations/<ablation_id>/           results.parquet, _DONE.json
+      ablations/<ablation_id>/           results.parquet, overlap.parquet, index.html, _DONE.json
+      ablations/<ablation_id>/cells/<n>/ sft.parquet, run/, generations/, _DONE.json
+      ablations/LATEST                   names the newest ablation
       reports/<name>.html
 """
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from curation.caption_scores import caption_scores
 from curation.clip_cache import caption_pieces, vector_pieces
 from curation.embeddings import ColorLayout, load_embedder, name_model, spread_frames
-from curation.pipeline import embed_in_batches, stop_ray
+from curation.pipeline import stop_ray
 from curation.refresh import Refresh
 from curation.vector_cache import (
     CLIP_ID,
@@ -25,6 +25,7 @@ from curation.vector_cache import (
     write_captions,
 )
 from curation.video import read_frames
+from curation.workers import embed_in_batches
 from schemas.config.curation import (
     CurationConfig,
     EmbeddingConfig,

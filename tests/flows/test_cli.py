@@ -10,7 +10,8 @@ from schemas.config import PRESETS
 
 runner = CliRunner()
 COMMANDS = [
-    "config", "refresh", "ablate", "train", "generate", "evaluate", "report", "demo", "doctor",
+    "config", "refresh", "diff", "ablate", "train", "generate", "evaluate", "report", "demo",
+    "doctor",
 ]  # fmt: skip
 
 
