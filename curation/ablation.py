@@ -11,18 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 
 from curation.selection import KEPT, NEAR_DUPLICATE, NO_CAPTION, REASONS, Candidates, candidates
+from schemas.arrow_compute import pc
 from schemas.config.curation import ManifestsConfig, Statistic
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 CLIP_COLUMNS = ("clip_id", "source_id", "caption", "start_s", "end_s")
 """What of the clips is needed here."""

@@ -1,5 +1,3 @@
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where pyright does not see them.
 """Why a record of one snapshot is not in another: one reason for each, from the tables alone.
 
 The same search serves both directions: what a newer snapshot added is what the older one lacks.
@@ -13,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from curation.clips import STAGE as CLIPS_STAGE
@@ -23,6 +20,7 @@ from curation.filters import STAGE as FILTERS_STAGE
 from curation.manifests import PRETRAIN_STAGE, SFT_STAGE
 from curation.sources import STAGE as SOURCES_STAGE
 from curation.windows import STAGE as WINDOWS_STAGE
+from schemas.arrow_compute import pc
 from schemas.errors import ManifestError
 from schemas.layout import Snapshot
 from schemas.tables import CLIPS, REJECTS, SAMPLES, SHOTS, SOURCES, read_arrow

@@ -13,23 +13,19 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from curation.inputs import uris
 from curation.selection import member_rows
+from schemas.arrow_compute import pc
 from schemas.errors import InputError
 
 log = logging.getLogger(__name__)
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 SCHEMA = pa.schema(
     {"uri": pa.string(), "start_s": pa.float64(), "end_s": pa.float64(), "story": pa.string()}

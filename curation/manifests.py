@@ -11,23 +11,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 
 from curation.selection import KEPT, REASONS, Candidates, candidates
 from curation.unrelated import draw, keys_of
+from schemas.arrow_compute import pc
 from schemas.config.curation import ManifestsConfig
 from schemas.errors import ManifestError
 from schemas.rows import Scene, stable_ids
 from schemas.tables import REJECTS, SAMPLES, list_column
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 SFT_STAGE = "manifest_sft"
 PRETRAIN_STAGE = "manifest_pretrain"

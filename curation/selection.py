@@ -9,18 +9,14 @@ Shape legend: W windows, N clips per window, B clips.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 
+from schemas.arrow_compute import pc
 from schemas.config.curation import ManifestsConfig, Statistic
 from schemas.errors import ManifestError
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 REASONS = (
     "", "no_caption", "near_duplicate", "below_threshold", "above_threshold", "overlapping",

@@ -1,5 +1,3 @@
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported, where pyright does not see them.
 """What a newer snapshot of a dataset added to an older one, what it dropped, and why.
 
 Everything is derived from the two snapshots' own tables. A record that only one of them has is
@@ -16,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curation.clips import STAGE as CLIPS_STAGE
 from curation.diff_search import KEYS, TRAINER_SETTINGS, Search, Side, Why
 from curation.drift import Drift, ShareChange, measure_drift, share_changes
 from curation.manifests import PRETRAIN_STAGE, SFT_STAGE
 from curation.sources import STAGE as SOURCES_STAGE
+from schemas.arrow_compute import pc
 from schemas.layout import Snapshot
 from schemas.storage import read_done
 from schemas.tables import read_metadata

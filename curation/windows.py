@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 
+from schemas.arrow_compute import pc
 from schemas.config.curation import WindowsConfig
 from schemas.errors import ManifestError
 from schemas.rows import stable_ids
@@ -30,9 +29,6 @@ from schemas.tables import (
     list_column,
     read_arrow,
 )
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 STAGE = "windows"
 CLIP_COLUMNS = ("clip_id", "source_id", "uri", "index", "start_s", "end_s")

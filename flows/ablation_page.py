@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from markupsafe import Markup
 
 from flows import charts
@@ -22,11 +21,9 @@ from flows.ablation import Ablation
 from flows.ablation_tables import CellResult
 from flows.pages import environment
 from flows.sheets import WindowRow, evenly, window_row
+from schemas.arrow_compute import pc
 from schemas.rows import Clip, Source, Window
 from schemas.tables import CLIPS, SOURCES, WINDOWS, from_arrow
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 MAX_STILL_BYTES = 5_000_000
 """Room for pictures, so that the page stays under 8 MB; windows far from a threshold go first."""

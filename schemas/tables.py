@@ -19,15 +19,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from schemas import rows
+from schemas.arrow_compute import pc
 from schemas.errors import ManifestError
 from schemas.storage import atomic_path
-
-pc: Any = pyarrow.compute
-"""Its functions are made at run time, where type checkers do not see them."""
 
 SCHEMA_VERSION = "1.0"
 """Major.minor. Readers refuse another major version; a minor one only adds nullable columns."""

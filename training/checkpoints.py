@@ -1,7 +1,8 @@
 """Checkpoints of a running training, and the model folder it ends with.
 
 A checkpoint is written under a name that is never read, marked with ``_DONE.json``, and renamed to
-``step_00000020``. So whatever bears that name is whole.
+``step_00000020``. So whatever bears that name was whole once. The mark holds a hash of every file:
+before a run goes on, a checkpoint that has been damaged since is set aside for the one before.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from schemas.errors import CheckpointError
-from schemas.storage import fingerprint_folder, mark_done, read_done
+from schemas.storage import fingerprint_file, fingerprint_folder, mark_done, read_done
 from training.base_model import PIECES
 from training.transformer import Mask2DiTTransformer3DModel
 
@@ -41,7 +43,7 @@ def commit(checkpoints: Path, step: int, record: Mapping[str, Any], keep: int) -
         if path.is_file():
             with path.open("rb+") as f:
                 os.fsync(f.fileno())
-    mark_done(partial, {"step": step, **record})
+    mark_done(partial, {"step": step, **record, "files": _hashes(partial)})
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
     for _, old in list(_complete(checkpoints))[:-keep]:
@@ -53,6 +55,50 @@ def commit(checkpoints: Path, step: int, record: Mapping[str, Any], keep: int) -
 def newest_complete(checkpoints: Path) -> tuple[int, Path] | None:
     """Step and folder of the newest whole checkpoint, or None if there is none."""
     return max(_complete(checkpoints), default=None)
+
+
+def set_aside_damaged(checkpoints: Path) -> None:
+    """Rename the newest checkpoints to ``damaged_step_…`` until the newest one is undamaged.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+    damaged: list[str] = []
+    while (newest := newest_complete(checkpoints)) is not None:
+        step, folder = newest
+        what = _damage(folder)
+        if what is None:
+            return
+        log.error("checkpoint step=%d state=damaged %s; going back to the one before", step, what)
+        damaged.append(f"{folder.name}: {what}")
+        shutil.rmtree(checkpoints / f"damaged_{folder.name}", ignore_errors=True)
+        folder.replace(checkpoints / f"damaged_{folder.name}")
+    if damaged:
+        raise CheckpointError(
+            "every checkpoint of this run is damaged",
+            where=checkpoints,
+            found="; ".join(damaged),
+            expected="files as they were written",
+            do="restore one from a copy and rename it to step_…, or run again to start over",
+        )
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is."""
+    record = read_done(folder) or {}
+    expected: dict[str, str] = record.get("files", {})
+    found = _hashes(folder, expected)
+    changed = sorted(name for name in expected if found.get(name) != expected[name])
+    return f"missing or changed: {', '.join(changed[:5])}" if changed else None
+
+
+def _hashes(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Hash of each file by its name; of those that are there, where names are given."""
+    paths = sorted(folder.rglob("*")) if names is None else [folder / name for name in names]
+    files = [path for path in paths if path.is_file()]
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
+        hashes = pool.map(fingerprint_file, files)
+        return {p.relative_to(folder).as_posix(): h for p, h in zip(files, hashes, strict=True)}
 
 
 def _complete(checkpoints: Path) -> Iterator[tuple[int, Path]]:

@@ -39,7 +39,7 @@ from schemas.storage import (
     write_text,
 )
 from training.cache import LatentCache
-from training.checkpoints import model_sha256, newest_complete
+from training.checkpoints import model_sha256, newest_complete, set_aside_damaged
 from training.data import LatentDataset
 from training.deepspeed_config import deepspeed_config
 from training.job import EXIT_INTERRUPTED, LOG, METRICS, MODEL, Job, StageName
@@ -79,6 +79,7 @@ def run_stage(
 
     Raises:
         TrainingFailed: The child process failed (with its last log lines) or was interrupted.
+        CheckpointError: There are checkpoints, and all are damaged.
         ManifestError: Nothing to train on, or samples that are not encoded.
         ConfigError: ``run_dir`` belongs to a run with other settings or inputs.
     """
@@ -152,6 +153,7 @@ def _prepare(
 
 
 def _run_child(job: Job, on_metrics: OnMetrics | None) -> None:
+    set_aside_damaged(job.checkpoints)
     newest = newest_complete(job.checkpoints)
     tail = MetricsTail(job.run_dir / METRICS, newest[0] if newest else 0)
     ranks = job.training.num_processes

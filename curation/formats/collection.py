@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from curation.inputs import uris
+from schemas.arrow_compute import pc
 from schemas.errors import ManifestError
 from schemas.layout import Snapshot
 from schemas.rows import Export, Sample, Scene

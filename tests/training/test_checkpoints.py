@@ -3,8 +3,14 @@ import json
 import pytest
 
 from schemas.config.training import TrainingConfig, TrainStageConfig
-from schemas.errors import ConfigError
-from training.checkpoints import commit, newest_complete, partial_folder, remove_partial
+from schemas.errors import CheckpointError, ConfigError
+from training.checkpoints import (
+    commit,
+    newest_complete,
+    partial_folder,
+    remove_partial,
+    set_aside_damaged,
+)
 from training.deepspeed_config import deepspeed_config, learning_rate
 from training.metrics import MetricsTail, keep_until
 
@@ -32,6 +38,33 @@ def test_retention_keeps_the_newest(tmp_path):
         write_partial(tmp_path, step)
         commit(tmp_path, step, {}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000100"]
+
+
+@pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, harm, caplog):
+    for step in (5, 10):
+        write_partial(tmp_path, step)
+        commit(tmp_path, step, {}, keep=3)
+    set_aside_damaged(tmp_path)
+    assert newest_complete(tmp_path) == (10, tmp_path / "step_00000010")
+    spoil(tmp_path / "step_00000010", harm)
+    set_aside_damaged(tmp_path)
+    assert newest_complete(tmp_path) == (5, tmp_path / "step_00000005")
+    assert (tmp_path / "damaged_step_00000010").is_dir()
+    assert "step=10 state=damaged missing or changed: state/weights.pt" in caplog.text
+    spoil(tmp_path / "step_00000005", harm)
+    with pytest.raises(CheckpointError, match="every checkpoint of this run is damaged"):
+        set_aside_damaged(tmp_path)
+    set_aside_damaged(tmp_path)  # the person has read it: run again to start over
+    assert newest_complete(tmp_path) is None
+
+
+def spoil(folder, harm):
+    weights = folder / "state" / "weights.pt"
+    if harm == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(b"v" if harm == "changed" else b"")
 
 
 def test_deepspeed_config_holds_the_whole_recipe():

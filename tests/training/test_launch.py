@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from schemas.config.files import load_config
 from schemas.errors import ConfigError, ManifestError, TrainingFailed
-from schemas.storage import read_done
+from schemas.storage import mark_done, read_done
 from training.base_model import load_components
 from training.checkpoints import newest_complete
 from training.launch import run_stage
@@ -120,8 +121,14 @@ def test_killed_and_terminated_runs_end_with_the_same_weights(ground, whole, tmp
         run_stage(ground.config, "sft", ground.manifest, ground.base, run_dir, kill_rank)
     assert read_done(run_dir) is None
 
-    # 3. to the end
+    # 3. a newer checkpoint, damaged on disk; the run goes on from the one before, to the end
+    _, intact = newest_complete(run_dir / "checkpoints")
+    damaged = shutil.copytree(intact, intact.with_name("step_00000059"))
+    mark_done(damaged, {**read_done(damaged), "step": 59})
+    largest = max((p for p in damaged.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
     run_stage(ground.config, "sft", ground.manifest, ground.base, run_dir)
+    assert damaged.with_name("damaged_step_00000059").is_dir()
     assert metrics(run_dir) == metrics(whole[0])
     one, other = load_file(run_dir / WEIGHTS), load_file(whole[0] / WEIGHTS)
     assert all(torch.equal(one[k], other[k]) for k in other)
