@@ -206,6 +206,6 @@ def test_killed_in_curation_and_run_again_gives_the_same_tables(demo, tmp_path):
     assert whole.root.name == resumed.root.name
     assert read_done(resumed.root) is not None
     tables = sorted(p.relative_to(whole.root) for p in whole.root.rglob("*.parquet"))
-    assert len(tables) == 8
+    assert len(tables) == 9
     for table in tables:
         assert (whole.root / table).read_bytes() == (resumed.root / table).read_bytes(), table
