@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ from typer.testing import CliRunner
 
 from curation.mp4 import write_mp4
 from flows import cli
-from flows.ablate import ablate_thresholds, publish, show_cells
+from flows.ablate import ablate_thresholds, publish, show_cells, train_cells
 from flows.ablation import Ablation
 from flows.console import out
 from inference.prompts import write_prompts
 from schemas.config import TriptychConfig, load_config
 from schemas.errors import ConfigError, ManifestError
-from schemas.layout import Workspace
+from schemas.layout import Snapshot, Workspace
 from schemas.rows import Prompt
 from schemas.storage import latest, read_done
 from schemas.tables import SAMPLES, read_table
@@ -200,14 +201,11 @@ def test_compilations_are_told_apart_and_their_cells_trained(tmp_path: Path):
     write_compilations(tmp_path / "films")
     workspace = Workspace(tmp_path / "workspace")
 
-    hasty = ablate_thresholds(few_steps(tmp_path, 1e-9))
-    assert (hasty.left_out, hasty.unchanged) == ([0, 1], False)
-    # Of the six windows of a film four are of one story.
-    known = [(c.kept_windows, c.related, c.precision, c.recall) for c in hasty.cells]
-    assert known == [(18, 12, pytest.approx(2 / 3), 1.0), (12, 12, 1.0, 1.0)]
-
     whole = ablate_thresholds(few_steps(tmp_path, 60))
-    assert (whole.folder, whole.left_out) == (hasty.folder, [])
+    assert (whole.left_out, whole.unchanged) == ([], False)
+    # Of the six windows of a film four are of one story.
+    known = [(c.kept_windows, c.related, c.precision, c.recall) for c in whole.cells]
+    assert known == [(18, 12, pytest.approx(2 / 3), 1.0), (12, 12, 1.0, 1.0)]
     assert [(c.trained_as, c.trained_samples, c.scored_videos) for c in whole.cells] == [
         (0, 18, 1),
         (1, 12, 1),
@@ -223,6 +221,12 @@ def test_compilations_are_told_apart_and_their_cells_trained(tmp_path: Path):
     assert not list(workspace.runs.glob("sft-*"))
     assert latest(workspace.generations) is None
     assert len(list(workspace.cache("latents").glob("*.safetensors"))) == 24
+
+    # Without time no cell is started, and those that are done stay.
+    shutil.rmtree(whole.folder / "cells" / "1")
+    ablation = Ablation(few_steps(tmp_path, 1e-9), Snapshot(latest(workspace.dataset("demo"))))
+    assert ablation.folder == whole.folder
+    assert train_cells.fn(ablation, tmp_path) == [1]
 
     stamps = {p: p.stat().st_mtime_ns for p in whole.folder.rglob("*") if p.is_file()}
     again = ablate_thresholds(few_steps(tmp_path, 60))
