@@ -99,7 +99,7 @@ def check_same(done: Done, whole: Done) -> None:
         {p.relative_to(s.root): p.read_bytes() for p in s.root.rglob("*.parquet")}
         for s, _ in (done, whole)
     ]
-    assert len(tables[1]) == 8
+    assert len(tables[1]) == 9
     assert tables[0] == tables[1]
 
 
