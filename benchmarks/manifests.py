@@ -41,6 +41,7 @@ from schemas.tables import (
     WINDOWS,
     iter_tables,
     read_arrow,
+    vectors_of,
     write_batches,
 )
 
@@ -203,7 +204,7 @@ def _embeddings(folder: Path) -> Iterator[pa.Table]:
 def read(folder: Path) -> None:
     """Read every vector."""
     for batch in iter_tables(folder / "embeddings.parquet", EMBEDDINGS, ("vector",), 16384):
-        batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors_of(batch)
 
 
 def windows_and_sft(folder: Path) -> None:

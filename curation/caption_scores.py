@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from curation.embeddings import ModelName
-from curation.vector_cache import CLIP_ID, ROWS_AT_ONCE, PieceCache, text_id, vectors_of
+from curation.vector_cache import CLIP_ID, ROWS_AT_ONCE, PieceCache, text_id
 from schemas.rows import Clip
+from schemas.tables import vectors_of
 
 
 def caption_scores(
@@ -37,7 +38,8 @@ def caption_scores(
     for i in range(0, len(captioned), ROWS_AT_ONCE):
         batch = captioned[i : i + ROWS_AT_ONCE]
         said = texts.rows([text_id(c.caption) for c in batch])
-        a, b = vectors_of(vectors.rows([c.clip_id for c in batch])), vectors_of(said)
+        shown = vectors.rows([c.clip_id for c in batch])
+        a, b = (vectors_of(rows).astype(np.float32) for rows in (shown, said))
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         similarities[i : i + ROWS_AT_ONCE] = np.einsum("nd,nd->n", a, b) / lengths
         chunks[i : i + ROWS_AT_ONCE] = said["text_chunks"].to_numpy()

@@ -12,14 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from curation.pipeline import Failure, Piece
-from schemas.rows import Clip
+from schemas.rows import Clip, ClipScore
 from schemas.storage import fingerprint
-from schemas.tables import Table, read_table
-
-R = TypeVar("R")
+from schemas.tables import CLIP_SCORES, read_table
 
 _CLIPS_PER_PIECE = 64
 _TEXTS_PER_PIECE = 512
@@ -28,33 +26,29 @@ _FEW_PIECES = 8
 
 
 @dataclass(frozen=True)
-class Described(Generic[R]):
-    """Rows by clip id; the clips that had theirs before; and what could not be described now."""
+class Scored:
+    """Scores by clip id; the clips that had theirs before; and what could not be scored now."""
 
-    rows: dict[str, R]
+    rows: dict[str, ClipScore]
     reused: set[str]
     failures: list[Failure]
 
 
-def describe_clips(
-    clips: Iterable[Clip],
-    table: Table[R],
-    cache: Path,
-    work: Callable[[list[Piece]], list[Failure]],
-) -> Described[R]:
-    """One row per clip, from the cache or made by ``work`` in batches of one source.
+def score_clips(
+    clips: Iterable[Clip], cache: Path, work: Callable[[list[Piece]], list[Failure]]
+) -> Scored:
+    """One score per clip, from the cache or made by ``work`` in batches of one source.
 
     Args:
         clips: What is wanted.
-        table: Of the rows; they have a ``clip_id``.
         cache: Folder of everything made the same way (model, weights, settings).
         work: Writes the pieces that are missing, and returns what failed.
     """
-    known: dict[str, R] = {}
+    known: dict[str, ClipScore] = {}
     pieces: list[Piece] = []
     wanted = {c.clip_id: c for c in clips}
     for source_id, of_source in by_source(wanted.values()).items():
-        known |= _read_pieces(cache / source_id, table)
+        known |= _read_pieces(cache / source_id)
         missing = [c for c in of_source if c.clip_id not in known]
         for i in range(0, len(missing), _CLIPS_PER_PIECE):
             batch = missing[i : i + _CLIPS_PER_PIECE]
@@ -64,16 +58,15 @@ def describe_clips(
     reused = wanted.keys() & known.keys()
     failures = work(pieces)
     for folder in sorted({p.path.parent for p in pieces}):
-        known |= _read_pieces(folder, table)
+        known |= _read_pieces(folder)
     found = {clip_id: known[clip_id] for clip_id in wanted if clip_id in known}
-    return Described(found, reused, failures)
+    return Scored(found, reused, failures)
 
 
-def _read_pieces(folder: Path, table: Table[R]) -> dict[str, R]:
+def _read_pieces(folder: Path) -> dict[str, ClipScore]:
     """Rows of finished pieces by clip id. Unfinished pieces have a hidden temporary name."""
     paths = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
-    rows: list[Any] = [row for path in paths for row in read_table(path, table)]
-    return {row.clip_id: row for row in rows}
+    return {row.clip_id: row for path in paths for row in read_table(path, CLIP_SCORES)}
 
 
 def vector_pieces(clips: Sequence[Clip], folder: Path, batch_clips: int) -> list[Piece]:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.filters import STAGE as FILTERS_STAGE
 from schemas.config.curation import DedupConfig
 from schemas.layout import Snapshot
 from schemas.rows import Clip, Reject, Source
-from schemas.tables import CLIPS, REJECTS, read_arrow
+from schemas.tables import CLIPS, REJECTS, read_arrow, vectors_of
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ def earlier_vectors(
                 if clip_id in usable and (model, weights) == (model_id, weights_sha256)
             ]
             if rows:
-                flat = batch["vector"].flatten().to_numpy(zero_copy_only=False)
-                yield [columns[0][i] for i in rows], flat.reshape(batch.num_rows, -1)[rows]
+                vectors = vectors_of(pa.Table.from_batches([batch]))
+                yield [columns[0][i] for i in rows], vectors[rows]
 
 
 def _kept_ids(snapshot: Snapshot) -> set[str]:

@@ -26,10 +26,10 @@ from curation.cache_keys import CacheKeys
 from curation.caption_scores import caption_scores
 from curation.captions import CaptionSpan, join_spans
 from curation.clip_cache import (
-    Described,
+    Scored,
     by_source,
     caption_pieces,
-    describe_clips,
+    score_clips,
     vector_pieces,
 )
 from curation.clips import make_clips
@@ -62,7 +62,7 @@ from schemas.config.curation import DriftConfig
 from schemas.config.root import TriptychConfig
 from schemas.counts import StageCount
 from schemas.layout import Snapshot, Workspace
-from schemas.rows import Clip, ClipScore, Export, Reject, Shot, Source
+from schemas.rows import Clip, Export, Reject, Shot, Source
 from schemas.storage import fingerprint, latest, read_done, read_json
 from schemas.tables import (
     CAPTION_SCORES,
@@ -78,6 +78,7 @@ from schemas.tables import (
     build_row,
     iter_tables,
     read_arrow,
+    vectors_of,
 )
 
 log = logging.getLogger(__name__)
@@ -291,7 +292,7 @@ class Refresh:
             reused=len(set(clips).intersection(*(m.reused for m in made))),
         )
 
-    def _scored(self, clips: Iterable[Clip], scorer: NamedScorer) -> Described[ClipScore]:
+    def _scored(self, clips: Iterable[Clip], scorer: NamedScorer) -> Scored:
         cfg = self.config.curation.scorers
 
         def score(pieces: list[Piece]) -> list[Failure]:
@@ -302,7 +303,7 @@ class Refresh:
                 pieces, self.downloads, cfg, scorer, self.limits, self.config.engine
             )
 
-        return describe_clips(clips, CLIP_SCORES, self._keys.scores(scorer), score)
+        return score_clips(clips, self._keys.scores(scorer), score)
 
     def embeddings(self) -> StageCount:
         """Describe every clip by a vector, and compare it with its caption.
@@ -539,9 +540,7 @@ class Refresh:
         found: dict[str, npt.NDArray[np.floating]] = {}
         path = self._building.tables.table("embeddings")
         for batch in iter_tables(path, EMBEDDINGS, ("clip_id", "vector")):
-            values = batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            rows = values.reshape(batch.num_rows, -1)
-            found.update(zip(batch["clip_id"].to_pylist(), rows, strict=True))
+            found.update(zip(batch["clip_id"].to_pylist(), vectors_of(batch), strict=True))
         return found
 
     def _earlier(self) -> list[str]:

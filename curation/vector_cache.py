@@ -85,13 +85,6 @@ def _read_piece(path: Path) -> pa.Table:
     return pq.read_table(path).replace_schema_metadata(None).combine_chunks()
 
 
-def vectors_of(rows: pa.Table) -> Vector:
-    """The column ``vector`` as (N, D) float32."""
-    column = rows["vector"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), column.type.list_size).astype(np.float32)
-
-
 def vectors_table(
     clips: Sequence[Clip], vectors: Vector, model_id: str, weights_sha256: str
 ) -> pa.Table:

@@ -28,6 +28,7 @@ from schemas.tables import (
     iter_tables,
     list_column,
     read_arrow,
+    vectors_of,
 )
 
 STAGE = "windows"
@@ -64,10 +65,9 @@ def described_clips(clips: Path, embeddings: Path) -> Iterator[tuple[pa.Table, V
     waiting: list[tuple[npt.NDArray[np.int64], Vectors]] = []
     begin = 0
     for batch in iter_tables(embeddings, EMBEDDINGS, ("vector",), _ROWS):
-        values = batch["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        values = vectors_of(batch)
         at = place[begin : begin + batch.num_rows]
         begin += batch.num_rows
-        values = values.reshape(len(at), -1)
         wanted = at >= 0
         waiting.append((at, values) if wanted.all() else (at[wanted], values[wanted]))
         rows = np.concatenate([rows for rows, _ in waiting])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -146,6 +147,13 @@ def list_column(values: pa.Array, length: int) -> pa.ListArray:
     offsets = np.arange(0, len(values) + 1, length, dtype=np.int32)
     item = pa.field("item", values.type, nullable=False)
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(item))
+
+
+def vectors_of(rows: pa.Table) -> npt.NDArray[np.floating]:
+    """The column ``vector`` as (N, D) of the stored type, without a copy where that can be."""
+    column = rows["vector"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def from_arrow(table: Table[R], data: pa.Table) -> list[R]:

@@ -20,7 +20,6 @@ from curation.vector_cache import (
     CLIP_ID,
     TEXT_ID,
     PieceCache,
-    vectors_of,
     vectors_table,
     write_captions,
 )
@@ -42,6 +41,7 @@ from schemas.tables import (
     CLIPS,
     EMBEDDINGS,
     read_table,
+    vectors_of,
     write_batches,
     write_table,
 )
