@@ -42,7 +42,7 @@ demo: $(READY) ## Run the whole pipeline on the embedded samples and show the re
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)
 	@$(BIN)/python -m pytest
 
-test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed, browser or server (under 60 s)
+test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed, browser or server (minutes)
 	@$(BIN)/python -m pytest -m "not slow"
 
 bench: $(addprefix bench-,$(BENCHES)) ## All benchmarks, then docs/benchmarks.md; bench-NAME: one (ARGS=...)

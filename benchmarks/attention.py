@@ -137,7 +137,7 @@ def runner(case: Case, name: str) -> Callable[[], None]:
 
     def call() -> None:
         if name == GROUPED:
-            out = grouped(query, key, value, case)
+            out = grouped(query, key, value, case.scenes, case.scenes * case.text)
         elif name == BARE:
             out = scaled_dot_product_attention(query, key, value)
         else:
@@ -150,9 +150,16 @@ def runner(case: Case, name: str) -> Callable[[], None]:
     return call
 
 
-def grouped(query: Tensor, key: Tensor, value: Tensor, case: Case) -> Tensor:
-    """The official code's way: per scene, all video keys copied behind the scene's text keys."""
-    scenes, border = case.scenes, case.scenes * case.text
+def grouped(query: Tensor, key: Tensor, value: Tensor, scenes: int, border: int) -> Tensor:
+    """The official code's way: per scene, all video keys copied behind the scene's text keys.
+
+    Args:
+        query: (B, N, L, E), the texts of all scenes before their videos.
+        key: Likewise.
+        value: Likewise.
+        scenes: Scenes, of equal lengths.
+        border: Text tokens of all scenes.
+    """
 
     def by_scene(x: Tensor) -> tuple[Tensor, Tensor]:
         """Text and video of (B, N, L, E) as (S * B, N, tokens of a scene, E)."""

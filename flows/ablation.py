@@ -59,7 +59,8 @@ from schemas.tables import (
     write_batches,
     write_table,
 )
-from training.latents import encode_manifest, scene_reader
+from training.latents import scene_reader
+from training.latents_job import encode_manifest
 from training.launch import run_stage
 
 log = logging.getLogger(__name__)
@@ -166,9 +167,12 @@ class Ablation:
         config, folder = self.config, self._cell_folder(cell)
         manifest, path = self.manifest(cell), folder / "sft.parquet"
         write_batches(path, SAMPLES, manifest.samples(), self._metadata() | manifest.limits)
-        reader = scene_reader(self.workspace, config.curation.sources)
-        tell("encode")
-        encode_manifest(config.training, path, base, self.workspace, reader)
+        if config.training.latents.source == "cache":
+            tell("encode")
+            reader = scene_reader(self.workspace, config.curation.sources)
+            encode_manifest(
+                config.training, path, base, self.workspace, reader, engine=config.engine
+            )
         tell("train")
         run_stage(config, "sft", path, base, folder / "run")
         tell("generate")

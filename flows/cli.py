@@ -1,4 +1,4 @@
-"""The ``triptych`` command: one subcommand per flow, plus config, manifest, report, demo, doctor.
+"""The ``triptych`` command: one subcommand per flow, and those around them.
 
 Heavy imports (torch, Ray, Prefect) happen inside the commands, so that ``--help`` is quick.
 """
@@ -16,6 +16,7 @@ import typer
 
 from flows.console import err, out, show_counts, show_error, show_logs
 from flows.manifest_commands import manifest
+from flows.model_commands import model
 from flows.options import ConfigFile, InWorkspace, Preset, Set, Verbose
 from flows.options import settings_of as _settings
 from schemas.config import PRESETS, dump_yaml, load_config, preset
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 
 app.add_typer(manifest, name="manifest")
+app.add_typer(model, name="model")
 
 
 def _run(flow: Callable[[], Any], verbose: bool) -> Any:
@@ -174,13 +176,34 @@ def train(
     preset: Preset = "tiny",
     set_: Set = None,
     workspace: InWorkspace = None,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what would be read, the memory of each rank, FLOPs and predicted time of a "
+            "step, where it would resume, and the launch command; start and write nothing.",
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Pre-train, then fine-tune (SFT), on the newest snapshot; resumes where it stopped.
 
     Leave a stage out with -s training.pretrain.steps=0 or -s training.sft.steps=0.
+
+    Before a long run, see whether it fits and how long it takes:
+
+    [bold]triptych train -c my.yaml --dry-run[/bold]
+
+    A run may be resumed with other numbers of processes, ZeRO stage, offload or launcher, and with
+    more steps: [bold]-s training.sft.steps=20000[/bold].
     """
     settings = _settings(config, preset, set_, workspace)
+    if dry:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        from flows.dry_run import dry_run
+
+        dry_run(settings)
+        return
 
     def run() -> None:
         from flows.train import train as flow

@@ -160,7 +160,7 @@ from training.deepspeed_config import deepspeed_config
 from training.engine import Ranks, start_deepspeed
 with Ranks.joined() as ranks:
     stage = TrainStageConfig(batch_size=1, micro_batch_size=1)
-    engine = start_deepspeed(torch.nn.Linear(2, 2), deepspeed_config(TrainingConfig(), stage, 1))
+    engine = start_deepspeed(torch.nn.Linear(2, 2), deepspeed_config(TrainingConfig(), stage))
     engine.backward(engine(torch.ones(1, 2, device=ranks.device)).sum())
     engine.step()
     print(engine.global_steps, "step on", ranks.device)
@@ -168,7 +168,7 @@ with Ranks.joined() as ranks:
 
 
 def _deepspeed() -> Finding:
-    from training.launch import free_port  # here: it loads torch
+    from training.launchers import free_port  # here: it loads torch
 
     env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     env["MASTER_PORT"] = str(free_port())

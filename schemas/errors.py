@@ -89,7 +89,19 @@ class DriftTooLarge(TriptychError):
 
 
 class TrainingFailed(TriptychError):
-    """The training process ended without finishing."""
+    """The training process ended without finishing.
+
+    ``retryable``: it died of something that need not happen again, such as a lost rank, so starting
+    it again may help. Not so after an interruption, or where it gave up with an error of ours.
+    """
+
+    def __init__(self, what: str, *, retryable: bool = False, **context: object) -> None:
+        super().__init__(what, **context)  # type: ignore[arg-type]
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {k: getattr(self, k) for k in ("where", "found", "expected", "do", "retryable")}
+        return _rebuild, (type(self), self.what, state)
 
 
 class CheckpointError(TriptychError):

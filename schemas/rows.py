@@ -291,6 +291,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """One scene (``clip_id``) or caption (``caption``) in the latent cache, or why it is not there.
+
+    ``shard`` is the safetensors file beside this table that holds it; None where a scene could not
+    be encoded, and then ``reason`` and ``detail`` say why. ``frames`` are the frames that were
+    read, by their number in the source.
+    """
+
+    key: str
+    clip_id: str | None
+    caption: str | None
+    frames: list[int]
+    shard: str | None
+    reason: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One story to generate.
 

@@ -99,6 +99,7 @@ CLIP_SCORES = Table(
 )
 WINDOWS = Table("windows", rows.Window, ("sample_id",), ("source_id", "index"))
 SAMPLES = Table("samples", rows.Sample, ("sample_id",), ())
+LATENTS = Table("latents", rows.Latent, ("key",), ("key",))
 PROMPTS = Table("prompts", rows.Prompt, ("prompt_id",), ("prompt_id",))
 REJECTS = Table(
     "rejects",

@@ -7,7 +7,7 @@ Three backends compute the same thing, :func:`attend` picks one by :func:`choose
 - ``lse``: mask-free flash kernels, merged (:mod:`training.lse_attention`). Linear memory.
 - ``flex``: FlexAttention (:mod:`training.flex`). Linear memory, compiled code.
 
-Legend: B batch, N heads, L tokens, E width of a head.
+Legend: B batch, N heads, L tokens, E width of a head, O own tokens of a rank.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from schemas.errors import ConfigError
 from training.flex import attend_flex, why_no_flex
 from training.lse_attention import Kernel, choose_kernel, lse_attention
 from training.masks import dense_mask, masks_nothing
+from training.ulysses import Sharing, to_heads, to_tokens
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +46,28 @@ class Plan:
         text_lengths: Text tokens of each scene.
         video_lengths: Video tokens of each scene.
         backend: A backend by name, or ``auto`` for the rule of :func:`choose_backend`.
+        sharing: How ranks share the sequence; None where each has it whole.
     """
 
     mask: str
     text_lengths: Lengths
     video_lengths: Lengths
     backend: Literal["auto", "dense", "lse", "flex"] = "auto"
+    sharing: Sharing | None = None
 
     @property
     def tokens(self) -> int:
         """Length of the whole sequence."""
         return sum(self.text_lengths) + sum(self.video_lengths)
+
+    @property
+    def own_lengths(self) -> tuple[Lengths, Lengths]:
+        """Text and video tokens of each scene that this rank has; some may be 0."""
+        if self.sharing is None:
+            return self.text_lengths, self.video_lengths
+        own = self.sharing.own_lengths((*self.text_lengths, *self.video_lengths))
+        scenes = len(self.text_lengths)
+        return own[:scenes], own[scenes:]
 
 
 class Choice(NamedTuple):
@@ -124,20 +136,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
     Under autocast the inputs are cast as torch's own attention casts them; without it they have one
     type. Works in torch.compile and activation checkpoints.
 
+    Where ranks share the sequence, each gives and gets all heads of its own tokens and computes
+    some heads of all tokens.
+
     Args:
-        query: (B, N, L, E), already normalised and rotated.
-        key: (B, N, L, E).
-        value: (B, N, L, E).
-        plan: The mask and the lengths of the scenes.
+        query: (B, N, L, E), or (B, N, O, E) of a shared sequence; already normalised and rotated.
+        key: As query.
+        value: As query.
+        plan: The mask, the lengths of the scenes, and who shares the sequence.
 
     Returns:
-        (B, N, L, E).
+        As query.
 
     Raises:
         ConfigError: The plan names a backend that cannot run such tensors.
     """
     query, key, value = (_autocast(x) for x in (query, key, value))
     assert query.dtype == key.dtype == value.dtype, "query, key and value of one type"
+    if plan.sharing is None:
+        return _attend_all(query, key, value, plan)
+    heads = to_heads(query, key, value, plan.sharing)
+    return to_tokens(_attend_all(*heads, plan), plan.sharing)
+
+
+def _attend_all(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
+    """Masked attention of all tokens, (B, any heads, L, E)."""
     assert query.shape[2] == plan.tokens, f"{query.shape[2]} tokens, planned {plan.tokens}"
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     lengths = (plan.text_lengths, plan.video_lengths)

@@ -57,6 +57,11 @@ class Components:
     scheduler: CogVideoXDDIMScheduler
 
 
+def model_sha256(folder: Path) -> str:
+    """Fingerprint of a model folder: configs and weights of all its pieces."""
+    return fingerprint_folder(folder, "*/*")
+
+
 def load_components(folder: Path, dtype: torch.dtype = torch.float32) -> Components:
     """Load every piece of a model folder.
 

@@ -32,26 +32,27 @@ class Mask2DiTBlock(CogVideoXBlock):
         """One layer.
 
         Args:
-            video: (B, L, D) video tokens of all scenes.
-            text: (B, S*T, D) text tokens of all scenes.
+            video: (B, L, D) video tokens of all scenes, or of them those of this rank.
+            text: (B, S*T, D) text tokens of all scenes, or of them those of this rank.
             times: (B, S, M) time embedding of every scene, or (B, 1, M) of all.
-            plan: The attention mask and the lengths of the scenes.
-            rotations: (S*T + L, E/2) complex, of text and video tokens, or None.
+            plan: The attention mask, the lengths of the scenes, and who shares the sequence.
+            rotations: (S*T + L, E/2) complex, of these text and video tokens, or None.
 
         Returns:
             The new video and text tokens.
         """
         split = [text.shape[1], video.shape[1]]
+        text_lengths, video_lengths = plan.own_lengths
         video_in, text_in, video_gate, text_gate = modulate(self.norm1, video, text, times, plan)
         attended = self.attend(torch.cat([text_in, video_in], 1), plan, rotations)
         text_out, video_out = attended.split(split, 1)
-        video = add_gated(video, video_gate, video_out, plan.video_lengths)
-        text = add_gated(text, text_gate, text_out, plan.text_lengths)
+        video = add_gated(video, video_gate, video_out, video_lengths)
+        text = add_gated(text, text_gate, text_out, text_lengths)
 
         video_in, text_in, video_gate, text_gate = modulate(self.norm2, video, text, times, plan)
         text_out, video_out = self.ff(torch.cat([text_in, video_in], 1)).split(split, 1)
-        video = add_gated(video, video_gate, video_out, plan.video_lengths)
-        return video, add_gated(text, text_gate, text_out, plan.text_lengths)
+        video = add_gated(video, video_gate, video_out, video_lengths)
+        return video, add_gated(text, text_gate, text_out, text_lengths)
 
     def attend(self, tokens: Tensor, plan: Plan, rotations: Tensor | None) -> Tensor:
         """Self-attention over (B, S*T + L, D) tokens, text first."""

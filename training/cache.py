@@ -1,8 +1,8 @@
-"""The latent and caption cache: which samples train, which frames are read, names of files.
+"""The latent and caption cache: which samples train, which frames are read, names of the folders.
 
-Files are content-addressed: a key holds everything the content depends on (clip, frames, size,
-encoder weights, type), so a changed model or setting never meets an old file and equal work is
-never done twice.
+Folders and keys are content-addressed: they hold everything the content depends on (clip, frames,
+size, encoder weights, type), so a changed model or setting never meets an old file and equal work
+is never done twice. What lies in a folder is :mod:`training.shards`.
 """
 
 from __future__ import annotations
@@ -12,44 +12,52 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from schemas.config.training import ModelConfig
-from schemas.errors import ManifestError
+from schemas.arrow_compute import pc
+from schemas.config.training import ModelConfig, TrainingConfig
+from schemas.errors import CheckpointError, ManifestError
 from schemas.layout import Workspace
 from schemas.rows import Sample, Scene
-from schemas.storage import fingerprint, fingerprint_folder
-from schemas.tables import SAMPLES, read_table
+from schemas.storage import fingerprint, fingerprint_folder, read_json
+from schemas.tables import SAMPLES, from_arrow, read_arrow
+from training.shards import Shards
 
 log = logging.getLogger(__name__)
 
 TIME_COMPRESSION = 4
 """Frames per latent frame after the first one (CogVideoX's VAE)."""
 
+ENCODING_VERSION = 2
+"""Raise when the same inputs give other tensors or other names, so that old files are not read."""
 
-def training_samples(manifest: Path, scenes: int) -> list[Sample]:
-    """The samples of a manifest that are trained on: ``trainable`` ones of the ``train`` split.
+
+def training_samples(manifest: Path, scenes: int, split: str = "train") -> list[Sample]:
+    """The samples of a manifest that are trained on: ``trainable`` ones of a split.
 
     Args:
         manifest: A SAMPLES table.
         scenes: Scenes every sample must have.
+        split: ``train``, or ``val``, which may be empty.
 
     Raises:
-        ManifestError: No sample is left, a sample has another number of scenes, or the table is not
-            readable.
+        ManifestError: No sample is left in ``train``, a sample has another number of scenes, or the
+            table is not readable.
     """
-    samples = read_table(manifest, SAMPLES)
-    kept = [s for s in samples if s.trainable and s.split == "train"]
-    if not kept:
-        splits = dict(Counter(s.split for s in samples))
+    table = read_arrow(manifest, SAMPLES)
+    kept = table.filter(pc.and_(table["trainable"], pc.equal(table["split"], split)))
+    if split == "train" and not kept.num_rows:
+        splits = dict(Counter(table["split"].to_pylist()))
         raise ManifestError(
             "the manifest has nothing to train on",
             where=manifest,
-            found=f"{len(samples)} samples, {sum(s.trainable for s in samples)} of them trainable; "
-            f"splits {splits}",
+            found=f"{table.num_rows} samples, {pc.sum(table['trainable']).as_py() or 0} of them "
+            f"trainable; splits {splits}",
             expected="at least one trainable sample in split 'train'",
             do="add source videos, or loosen curation's similarity threshold and length rules",
         )
-    wrong = next((s for s in kept if len(s.scenes) != scenes), None)
+    samples = from_arrow(SAMPLES, kept)
+    wrong = next((s for s in samples if len(s.scenes) != scenes), None)
     if wrong is not None:
         raise ManifestError(
             "a sample has another number of scenes than the model is trained on",
@@ -58,28 +66,37 @@ def training_samples(manifest: Path, scenes: int) -> list[Sample]:
             expected=f"{scenes} (training.model.scenes)",
             do="set curation.windows.scenes_per_sample and training.model.scenes alike",
         )
-    return kept
+    return samples
 
 
-def choose_frames(num_frames: int, wanted: int, max_stride: int) -> tuple[int, ...] | None:
+def choose_frames(
+    num_frames: int, wanted: int, max_stride: int, draw: int | None = None
+) -> tuple[int, ...] | None:
     """Frames to read from a scene, counted from its first; None where it is too short.
 
     The largest stride <= ``max_stride`` with ``(wanted - 1) * stride <= num_frames - 1``. The
-    official trainer then starts at a random frame at every visit; we start so that the span is
-    centred, always the same, so that a scene is encoded once.
+    official trainer then starts at a random frame at every visit, as we do with a ``draw``;
+    without one the span is centred, always the same, so that a scene is encoded once.
+
+    Args:
+        num_frames: Frames the scene has.
+        wanted: Frames to choose.
+        max_stride: Largest step between two of them.
+        draw: A random integer >= 0, large beside ``num_frames``; None = the span in the middle.
 
     Source: facts of the official SFT dataset class (Mask2DiT repository).
     """
     if num_frames < wanted:
         return None
     stride = min(max_stride, (num_frames - 1) // (wanted - 1)) if wanted > 1 else 1
-    start = (num_frames - 1 - (wanted - 1) * stride) // 2
+    room = num_frames - 1 - (wanted - 1) * stride
+    start = room // 2 if draw is None else draw % (room + 1)
     return tuple(start + i * stride for i in range(wanted))
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Names the cache files for one model folder and one shape of training data.
+    """Names what is in the cache for one model folder and one shape of training data.
 
     Attributes:
         workspace: Where the cache lies.
@@ -92,6 +109,11 @@ class LatentCache:
     model: Path
     shape: ModelConfig
     dtype: str
+
+    @classmethod
+    def of(cls, config: TrainingConfig, model: Path, workspace: Workspace) -> LatentCache:
+        """The cache of a training."""
+        return cls(workspace, model, config.model, config.dtype)
 
     @cached_property
     def vae_sha256(self) -> str:
@@ -107,38 +129,85 @@ class LatentCache:
         )
 
     @property
-    def latent_frames(self) -> int:
-        """Latent frames of one scene."""
-        return (self.shape.frames - 1) // TIME_COMPRESSION + 1
+    def scene_folder(self) -> Path:
+        """Scenes of this size, VAE and type."""
+        size = (self.shape.height_px, self.shape.width_px)
+        key = fingerprint(ENCODING_VERSION, size, self.vae_sha256, self.dtype)
+        return self.workspace.cache("latents") / key
 
-    def frames(self, scene: Scene) -> tuple[int, ...] | None:
-        """Frame numbers to read, in the source; None where the scene is too short."""
-        chosen = choose_frames(scene.num_frames, self.shape.frames, self.shape.max_stride)
-        return None if chosen is None else tuple(scene.start_frame + i for i in chosen)
+    @property
+    def caption_folder(self) -> Path:
+        """Captions of this length, text encoder and type."""
+        key = fingerprint(ENCODING_VERSION, self.shape.text_tokens, self.text_sha256, self.dtype)
+        return self.workspace.cache("texts") / key
 
-    def scene_file(self, scene: Scene) -> Path:
-        """Where the latents of a scene are kept: ``latents`` (F, C, H, W)."""
-        key = fingerprint(
-            scene.clip_id,
-            self.frames(scene),
-            self.shape.height_px,
-            self.shape.width_px,
-            self.vae_sha256,
-            self.dtype,
-        )
-        return self.workspace.cache("latents") / f"{key}.safetensors"
+    def scene_key(self, scene: Scene) -> str:
+        """What a scene's tensors are found by in :attr:`scene_folder`."""
+        return fingerprint(scene.clip_id, self.frames(scene))
 
-    def failure_file(self, scene: Scene) -> Path:
-        """Where it is written down that a scene could not be encoded, and why."""
-        return self.scene_file(scene).with_suffix(".failed.json")
+    def caption_key(self, caption: str) -> str:
+        """What a caption's tensor is found by in :attr:`caption_folder`."""
+        return fingerprint(caption)
 
-    def caption_file(self, caption: str) -> Path:
-        """Where the text embedding of a caption is kept: ``text`` (T, text width)."""
-        key = fingerprint(caption, self.text_sha256, self.shape.text_tokens, self.dtype)
-        return self.workspace.cache("captions") / f"{key}.safetensors"
+    def frames(self, scene: Scene, draw: int | None = None) -> tuple[int, ...] | None:
+        """Frame numbers to read, in the source; None where the scene is too short for any length.
 
-    def split_by_readiness(self, samples: list[Sample]) -> tuple[list[Sample], int]:
+        The first of ``shape.lengths`` that the scene can fill decides how many.
+
+        Args:
+            scene: A scene of a sample.
+            draw: As in :func:`choose_frames`.
+        """
+        for wanted in self.shape.lengths:
+            chosen = choose_frames(scene.num_frames, wanted, self.shape.max_stride, draw)
+            if chosen is not None:
+                return tuple(scene.start_frame + i for i in chosen)
+        return None
+
+    def latent_frames(self, scene: Scene) -> int:
+        """Latent frames of a scene; 0 where it is too short."""
+        frames = self.frames(scene)
+        return 0 if frames is None else (len(frames) - 1) // TIME_COMPRESSION + 1
+
+    @cached_property
+    def scaling_factor(self) -> float:
+        """What the VAE's latents are multiplied by before the transformer sees them."""
+        return float(self._read_config("vae")["scaling_factor"])
+
+    @cached_property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent frame."""
+        config = self._read_config("vae")
+        ratio = 2 ** (len(config["block_out_channels"]) - 1)
+        shape = self.shape
+        return config["latent_channels"], shape.height_px // ratio, shape.width_px // ratio
+
+    @cached_property
+    def text_shape(self) -> tuple[int, int]:
+        """(T, text width) of one caption."""
+        return self.shape.text_tokens, int(self._read_config("text_encoder")["d_model"])
+
+    def _read_config(self, piece: str) -> dict[str, Any]:
+        path = self.model / piece / "config.json"
+        try:
+            return read_json(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"the config of the {piece} cannot be read",
+                where=path,
+                found=error,
+                do="give a whole model folder in diffusers' CogVideoX layout",
+            ) from error
+
+    def split_by_readiness(
+        self, samples: list[Sample], scenes: Shards, captions: Shards
+    ) -> tuple[list[Sample], int]:
         """Samples that can be read, and how many are left out for a scene that cannot be encoded.
+
+        Args:
+            samples: Of a manifest.
+            scenes: What is in :attr:`scene_folder`.
+            captions: What is in :attr:`caption_folder`.
 
         Raises:
             ManifestError: A scene or caption was never encoded.
@@ -147,12 +216,13 @@ class LatentCache:
         missing: list[str] = []
         left_out = 0
         for sample in samples:
-            if any(self.frames(s) is None or self.failure_file(s).is_file() for s in sample.scenes):
+            keys = [self.scene_key(s) for s in sample.scenes]
+            too_short = any(self.frames(s) is None for s in sample.scenes)
+            if too_short or any(scenes.failure(key) for key in keys):
                 left_out += 1
                 continue
-            files = [self.scene_file(s) for s in sample.scenes]
-            files += [self.caption_file(c) for c in ["", *(s.caption for s in sample.scenes)]]
-            if all(f.is_file() for f in files):
+            texts = [self.caption_key(c) for c in ("", *(s.caption for s in sample.scenes))]
+            if all(k in scenes for k in keys) and all(k in captions for k in texts):
                 ready.append(sample)
             else:
                 missing.append(sample.sample_id)
@@ -162,6 +232,6 @@ class LatentCache:
                 where=f"samples {', '.join(missing[:3])}",
                 found=f"{len(missing)} of {len(samples)} samples lack latents or text embeddings",
                 expected="every scene and caption in the workspace's cache",
-                do="run training.latents.encode_manifest on this manifest first",
+                do="run training.latents_job.encode_manifest on this manifest first",
             )
         return ready, left_out

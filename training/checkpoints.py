@@ -1,8 +1,14 @@
-"""Checkpoints of a running training, and the model folder it ends with.
+"""Checkpoints of a running training: one safetensors file per rank, alike for every ZeRO stage.
 
-A checkpoint is written under a name that is never read, marked with ``_DONE.json``, and renamed to
-``step_00000020``. So whatever bears that name was whole once. The mark holds a hash of every file:
-before a run goes on, a checkpoint that has been damaged since is set aside for the one before.
+A checkpoint holds pieces of named weights in float32 and their optimizer state
+(:mod:`training.zero_state`), so it can be read at another number of ranks and another ZeRO stage,
+and no file needs unpickling. It is written under a name that is never read, marked with
+``_DONE.json``, and renamed to ``step_00000020``: whatever bears that name was whole once. The mark
+holds a hash of every file: before a run goes on, a checkpoint that has been damaged since is set
+aside for the one before.
+
+Writing goes on beside the next steps: a rank copies its pieces to the CPU's memory and leaves the
+rest to a thread; the first rank's thread marks the checkpoint once every rank's file is there.
 """
 
 from __future__ import annotations
@@ -10,6 +16,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,17 +25,19 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from schemas.errors import CheckpointError
-from schemas.storage import fingerprint_file, fingerprint_folder, mark_done, read_done
-from training.base_model import PIECES
-from training.transformer import Mask2DiTTransformer3DModel
+from schemas.storage import fingerprint_file, mark_done, read_done, read_json, write_json
+from training.zero_state import KINDS, MovingAverage, ShardedState
 
 log = logging.getLogger(__name__)
 
-STATE = "state"
-"""DeepSpeed's tag: its files lie in ``step_00000020/state/``."""
+EMA = "ema"
+"""The moving average of the weights, beside :data:`training.zero_state.KINDS`."""
+
+POLL_S = 0.05
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
@@ -35,21 +45,235 @@ def partial_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f".partial_step_{step:08d}"
 
 
-def commit(checkpoints: Path, step: int, record: Mapping[str, Any], keep: int) -> Path:
-    """Make the written checkpoint the newest whole one; remove all but the ``keep`` newest."""
-    partial = partial_folder(checkpoints, step)
-    final = checkpoints / f"step_{step:08d}"
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as f:
+class Saver:
+    """Writes the checkpoints of one rank, one at a time, beside the training.
+
+    Args:
+        checkpoints: Folder of the checkpoints, on a file system all ranks share.
+        rank: This rank; the first one marks what is whole.
+        world_size: Ranks in all.
+        keep: Newest checkpoints kept.
+        keep_every: Checkpoints at multiples of this step are kept for ever; 0 = none.
+    """
+
+    def __init__(
+        self, checkpoints: Path, rank: int, world_size: int, keep: int, keep_every: int
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._rank = rank
+        self._world_size = world_size
+        self._keep = (keep, keep_every)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._abandoned = threading.Event()
+
+    def start(
+        self,
+        step: int,
+        state: ShardedState,
+        average: MovingAverage | None,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Copy the state of a step and begin to write it; waits for the checkpoint before it.
+
+        Args:
+            step: Steps done.
+            state: The pieces this rank holds.
+            average: Their moving average, if there is one.
+            record: Goes into ``_DONE.json``.
+
+        Raises:
+            CheckpointError: The checkpoint before could not be written.
+        """
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        for place, piece in enumerate(state.fragments):
+            if not piece.written:
+                continue
+            kinds = dict(piece.tensors)
+            if average is not None:
+                kinds[EMA] = average.tensors[place]
+            for kind, tensor in kinds.items():
+                copy = torch.empty_like(tensor, device="cpu").copy_(tensor)
+                tensors[f"{kind}|{piece.start}|{piece.name}"] = copy
+        self._thread = threading.Thread(
+            target=self._run, args=(step, tensors, dict(record)), name=f"checkpoint-{step}"
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that was started is whole.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise CheckpointError(
+                "a checkpoint could not be written",
+                where=self._checkpoints,
+                found=error,
+                do="free space or mend the file system, and run again to go on from the last one",
+            ) from error
+
+    def abandon(self) -> None:
+        """Stop waiting for other ranks; what is half-written stays unread."""
+        self._abandoned.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        try:
+            partial = partial_folder(self._checkpoints, step)
+            partial.mkdir(parents=True, exist_ok=True)
+            file = partial / f"rank_{self._rank:05d}.safetensors"
+            save_file(tensors, file, metadata={"step": str(step)})
+            with file.open("rb+") as f:
                 os.fsync(f.fileno())
-    mark_done(partial, {"step": step, **record, "files": _hashes(partial)})
-    shutil.rmtree(final, ignore_errors=True)
-    partial.replace(final)
-    for _, old in list(_complete(checkpoints))[:-keep]:
-        shutil.rmtree(old)
-    log.info("checkpoint step=%d folder=%s", step, final.name)
-    return final
+            write_json(_mark(partial, self._rank), {file.name: fingerprint_file(file)})
+            if self._rank == 0 and self._wait_for_all(partial):
+                self._commit(step, partial, record)
+        except BaseException as error:  # handed to the training's own thread
+            self._error = error
+
+    def _wait_for_all(self, partial: Path) -> bool:
+        marks = [_mark(partial, rank) for rank in range(self._world_size)]
+        while not all(mark.is_file() for mark in marks):
+            if self._abandoned.is_set():
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    def _commit(self, step: int, partial: Path, record: dict[str, Any]) -> None:
+        """Make the written checkpoint the newest whole one, and remove what is not to be kept."""
+        files: dict[str, str] = {}
+        for rank in range(self._world_size):
+            mark = _mark(partial, rank)
+            files |= read_json(mark)
+            mark.unlink()
+        mark_done(partial, {"step": step, **record, "files": files})
+        final = self._checkpoints / f"step_{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        newest, every = self._keep
+        for old_step, old in list(_complete(self._checkpoints))[:-newest]:
+            if not (every and old_step % every == 0):
+                shutil.rmtree(old)
+        log.info("checkpoint step=%d folder=%s", step, final.name)
+
+
+def _mark(partial: Path, rank: int) -> Path:
+    return partial / f"rank_{rank:05d}.json"
+
+
+class StoredState:
+    """A checkpoint, for reading any part of any weight.
+
+    Args:
+        folder: ``step_…`` folder.
+
+    Raises:
+        CheckpointError: A file is missing or cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = read_done(folder) or {}
+        self._files: dict[Path, Any] = {}
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
+        for name in sorted(self.record.get("files", {})):
+            self._index(folder / name)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the weights."""
+        return sorted({name for kind, name in self._pieces if kind == KINDS[0]})
+
+    def has(self, kind: str) -> bool:
+        """Whether the checkpoint holds this kind of tensor."""
+        return any(k == kind for k, _ in self._pieces)
+
+    def numel(self, name: str) -> int:
+        """Number of elements stored of a weight."""
+        return max(start + size for start, size, *_ in self._pieces[KINDS[0], name])
+
+    def read(self, kind: str, name: str, start: int, numel: int) -> Tensor:
+        """Elements ``[start, start + numel)`` of a flattened weight or its state, float32.
+
+        Raises:
+            CheckpointError: Some of them are not in the checkpoint.
+        """
+        result = torch.empty(numel)
+        covered = 0
+        for begin, size, path, key in self._pieces.get((kind, name), ()):
+            low, high = max(start, begin), min(start + numel, begin + size)
+            if low >= high:
+                continue
+            piece = self._files[path].get_slice(key)[low - begin : high - begin]
+            result[low - start : high - start] = piece
+            covered += high - low
+        if covered != numel:
+            raise CheckpointError(
+                "the checkpoint does not hold the whole of a weight",
+                where=f"{self.folder}: {name} ({kind})",
+                found=f"{covered} of elements {start} to {start + numel}",
+                do="resume from another checkpoint, with the settings the run was started with",
+            )
+        return result
+
+    def load_into(self, state: ShardedState, average: MovingAverage | None) -> int:
+        """Fill a rank's pieces, and the weights the model computes with; returns the steps done.
+
+        Raises:
+            CheckpointError: The checkpoint holds other weights, or not all of them.
+        """
+        wanted = {name: _product(shape) for name, shape in state.shapes.items()}
+        stored = {name: self.numel(name) for name in self.names}
+        if stored != wanted:
+            odd = sorted(set(stored.items()) ^ set(wanted.items()))[:5]
+            raise CheckpointError(
+                "the checkpoint holds other weights than are trained now",
+                where=self.folder,
+                found=f"{len(stored)} weights, {len(wanted)} are trained; differing: {odd}",
+                do="resume with the settings the run was started with (lora, trainable, model)",
+            )
+        for place, piece in enumerate(state.fragments):
+            for kind, tensor in piece.tensors.items():
+                tensor.copy_(self.read(kind, piece.name, piece.start, piece.numel))
+            if average is not None:
+                kind = EMA if self.has(EMA) else KINDS[0]
+                tensor = self.read(kind, piece.name, piece.start, piece.numel)
+                average.tensors[place].copy_(tensor)
+        step = int(self.record["step"])
+        state.set_step(step)
+        state.publish()
+        return step
+
+    def _index(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="pt")
+            self._files[path] = file
+            for key in file.keys():  # noqa: SIM118  (not a dict)
+                kind, start, name = key.split("|", 2)
+                size = int(file.get_slice(key).get_shape()[0])
+                self._pieces.setdefault((kind, name), []).append((int(start), size, path, key))
+        except Exception as error:  # safetensors raises a plain Exception of its own
+            raise CheckpointError(
+                "a file of the checkpoint cannot be read",
+                where=path,
+                found=error,
+                do="remove this checkpoint folder to resume from the one before",
+            ) from error
+
+
+def _product(shape: Iterable[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
 
 
 def newest_complete(checkpoints: Path) -> tuple[int, Path] | None:
@@ -92,10 +316,9 @@ def _damage(folder: Path) -> str | None:
     return f"missing or changed: {', '.join(changed[:5])}" if changed else None
 
 
-def _hashes(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Hash of each file by its name; of those that are there, where names are given."""
-    paths = sorted(folder.rglob("*")) if names is None else [folder / name for name in names]
-    files = [path for path in paths if path.is_file()]
+def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Hash of each of these files that is there."""
+    files = [path for path in (folder / name for name in names) if path.is_file()]
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         hashes = pool.map(fingerprint_file, files)
         return {p.relative_to(folder).as_posix(): h for p, h in zip(files, hashes, strict=True)}
@@ -112,66 +335,3 @@ def remove_partial(checkpoints: Path) -> None:
     """Remove what an interrupted write left behind."""
     for folder in checkpoints.glob(".partial_step_*"):
         shutil.rmtree(folder)
-
-
-def export_model(
-    transformer: Mask2DiTTransformer3DModel,
-    weights: Mapping[str, Tensor],
-    base: Path,
-    target: Path,
-) -> Path:
-    """Write a model folder: this transformer, and all else from ``base``; read back to check.
-
-    The other pieces are hard-linked where the file system allows it, else copied.
-
-    Args:
-        transformer: Gives the config.
-        weights: Its full state dict (a sharded model's parameters are empty, so they come apart).
-        base: Model folder the training started from.
-        target: Folder to write; replaced if it is there.
-
-    Raises:
-        CheckpointError: What was written differs from ``weights``.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    saved = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    with torch.device("meta"):
-        whole = Mask2DiTTransformer3DModel(**transformer.config)
-    whole.load_state_dict(saved, assign=True)
-    whole.save_pretrained(partial / "transformer")
-    for piece in PIECES[1:]:
-        shutil.copytree(base / piece, partial / piece, copy_function=_link_or_copy)
-    shutil.copy2(base / "model_index.json", partial / "model_index.json")
-    _compare(partial / "transformer", saved)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
-    return target
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
-
-
-def _compare(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    left = set(weights)
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118  (not a dict)
-                if key not in left or not torch.equal(stored.get_tensor(key), weights[key]):
-                    raise CheckpointError(
-                        "a weight reads back differently from how it was written",
-                        where=f"{file}, {key}",
-                        do="check the disk and run again",
-                    )
-                left.discard(key)
-    if left:
-        raise CheckpointError("weights were not written", where=folder, found=sorted(left)[:10])
-
-
-def model_sha256(folder: Path) -> str:
-    """Fingerprint of a model folder: configs and weights of all its pieces."""
-    return fingerprint_folder(folder, "*/*")

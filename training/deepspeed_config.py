@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from schemas.config.training import TrainingConfig, TrainStageConfig
 from schemas.errors import ConfigError
 
 
 def deepspeed_config(
-    cfg: TrainingConfig, stage: TrainStageConfig, world_size: int
+    cfg: TrainingConfig, stage: TrainStageConfig, run_dir: Path | None = None
 ) -> dict[str, Any]:
     """The configuration for ``deepspeed.initialize``.
 
     Args:
-        cfg: ZeRO stage and compute type.
+        cfg: Ranks, ZeRO stage, offload, compute type and monitors.
         stage: Batch, optimizer and clipping.
-        world_size: Ranks in all.
+        run_dir: Where monitors write; None = no monitors.
 
     Raises:
         ConfigError: The global batch is not a multiple of what the ranks take in one pass.
     """
-    at_once = stage.micro_batch_size * world_size
+    shares = cfg.world_size // cfg.sequence_parallel
+    at_once = stage.micro_batch_size * shares
     if stage.batch_size % at_once:
         raise ConfigError(
             "the batch does not divide over the ranks",
-            where="batch_size, micro_batch_size, num_processes",
+            where="batch_size, micro_batch_size, num_processes, sequence_parallel",
             found=f"batch_size {stage.batch_size}, micro_batch_size {stage.micro_batch_size}, "
-            f"{world_size} ranks",
-            expected=f"batch_size a multiple of micro_batch_size x ranks = {at_once}",
+            f"{cfg.world_size} ranks, {cfg.sequence_parallel} of them per sample",
+            expected=f"batch_size a multiple of micro_batch_size x {shares} = {at_once}",
             do="change batch_size or micro_batch_size",
         )
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {
+        "stage": cfg.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        # elements of a buffer DeepSpeed keeps; its default of 500 M takes 2 GB in float32
+        "reduce_bucket_size": 100_000_000,
+    }
+    if cfg.offload != "none":
+        zero["offload_optimizer"] = offload
+    if cfg.offload == "all":
+        zero["offload_param"] = offload
     return {
-        "train_batch_size": stage.batch_size,
+        # DeepSpeed counts a sample once for each rank that has a part of its tokens
+        "train_batch_size": stage.batch_size * cfg.sequence_parallel,
         "train_micro_batch_size_per_gpu": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.batch_size // at_once,
         # the official launch lacks this line, so its clipping never happened
@@ -50,12 +67,31 @@ def deepspeed_config(
             },
         },
         "bf16": {"enabled": cfg.dtype == "bfloat16"},
-        "zero_optimization": {
-            "stage": cfg.zero_stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-        },
+        "zero_optimization": zero,
+        # with offload, DeepSpeed insists on its own compiled AdamW unless told that it need not
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,  # metrics.jsonl holds every step
+        **({} if run_dir is None else monitors(cfg, run_dir)),
+    }
+
+
+def monitors(cfg: TrainingConfig, run_dir: Path) -> dict[str, Any]:
+    """The part of DeepSpeed's configuration that says where metrics go (MLflow is not DeepSpeed's).
+
+    Args:
+        cfg: Names the monitors.
+        run_dir: Parent of the folders ``tensorboard`` and ``csv``, and the run's name for W&B.
+    """
+    known: dict[str, Any] = {
+        "tensorboard": {"output_path": str(run_dir), "job_name": "tensorboard"},
+        "csv": {"output_path": str(run_dir), "job_name": "csv"},
+        "wandb": {"project": "triptych", "group": run_dir.name},
+    }
+    names = {"csv": "csv_monitor"}
+    return {
+        names.get(name, name): {"enabled": True, **known[name]}
+        for name in cfg.monitors
+        if name in known
     }
 
 

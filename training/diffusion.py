@@ -48,7 +48,7 @@ def frames_of_scenes(per_scene: Tensor, scene_frames: Sequence[int]) -> Tensor:
 
 
 def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Mean squared error in float32 (or wider) over the frames that count.
+    """Mean squared error of each row, in float32 (or wider), over the frames that count.
 
     A mean, where the paper writes a sum: the gradient differs by a constant factor, and the loss of
     a conditional step is then comparable to that of a plain one.
@@ -57,16 +57,19 @@ def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor | None = None)
         prediction: (B, F, C, H, W).
         target: Likewise.
         counts: (B, F) bool, True where a frame counts; None = everywhere.
+
+    Returns:
+        (B,).
     """
     wide = torch.promote_types(target.dtype, torch.float32)
-    error = (prediction.to(wide) - target.to(wide)) ** 2
+    error = ((prediction.to(wide) - target.to(wide)) ** 2).flatten(2).mean(2)  # (B, F)
     if counts is None:
-        return error.mean()
-    weights = counts[:, :, None, None, None].to(error.dtype)
-    return (error * weights).sum() / (weights.sum() * error[0, 0].numel())
+        return error.mean(1)
+    weights = counts.to(error.dtype)
+    return (error * weights).sum(1) / weights.sum(1)
 
 
-def diffusion_loss(
+def diffusion_losses(
     model: Denoiser,
     scheduler: CogVideoXDDIMScheduler,
     latents: Tensor,
@@ -76,7 +79,7 @@ def diffusion_loss(
     scene_frames: Sequence[int],
     generated: Tensor | None = None,
 ) -> Tensor:
-    """The loss of one micro-batch.
+    """The loss of each row of a micro-batch.
 
     Args:
         model: Predicts v.
@@ -90,7 +93,7 @@ def diffusion_loss(
             no loss. None = all scenes are generated and count.
 
     Returns:
-        Scalar loss, float32 (float64 for float64 latents).
+        (B,) losses, float32 (float64 for float64 latents).
     """
     steps = cast("Any", timestep)  # diffusers asks for an IntTensor; int64 is one
     # diffusers takes the schedule in the type of the latents, and bfloat16 has three digits

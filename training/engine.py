@@ -1,41 +1,45 @@
-"""The DeepSpeed side of a rank: joining the others, starting the engine, gathering weights."""
+"""The DeepSpeed side of a rank: joining the others, starting the engine, norms of gradients."""
 
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from schemas.config.training import TrainStageConfig
-from schemas.errors import CheckpointError
-
-CHECKPOINT_CLASSES: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
-"""All that DeepSpeed's ZeRO 0-3 checkpoints hold besides tensors and plain values."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that train together."""
+    """This process among all that train together.
+
+    Ranks next to each other share a sample where the sequence is parallel: with 8 ranks and
+    ``sequence_parallel`` 2 there are 4 *shares* of the global batch.
+
+    Attributes:
+        rank: This one.
+        world_size: All.
+        device: Where this rank computes.
+        sequence_parallel: Ranks that share one sample.
+        sequence_group: Their process group; None where a rank has a sample to itself.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    sequence_parallel: int = 1
+    sequence_group: dist.ProcessGroup | None = None
 
     @classmethod
     @contextmanager
-    def joined(cls) -> Generator[Ranks]:
+    def joined(cls, sequence_parallel: int = 1) -> Generator[Ranks]:
         """Join the process group for the time of a ``with`` block."""
         gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
         if not gpu:
@@ -47,8 +51,15 @@ class Ranks:
         if gpu:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        group = None
+        if sequence_parallel > 1:
+            for start in range(0, world_size, sequence_parallel):  # every rank makes every group
+                ranks = range(start, start + sequence_parallel)
+                made = dist.new_group([*ranks])
+                group = made if rank in ranks else group
         try:
-            yield cls(dist.get_rank(), dist.get_world_size(), device)
+            yield cls(rank, world_size, device, sequence_parallel, cast("Any", group))
         finally:
             dist.destroy_process_group()
 
@@ -57,15 +68,25 @@ class Ranks:
         """Whether this rank writes what is written once."""
         return self.rank == 0
 
+    @property
+    def shares(self) -> int:
+        """Parts the global batch is cut into."""
+        return self.world_size // self.sequence_parallel
+
+    @property
+    def share(self) -> int:
+        """The part that this rank takes."""
+        return self.rank // self.sequence_parallel
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
 
-    def mean(self, value: Tensor) -> float:
-        """Mean of a scalar over all ranks."""
-        value = value.float().clone()
-        dist.all_reduce(value)
-        return float(value) / self.world_size
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, float64 on the CPU."""
+        total = values.double().to(self.device)
+        dist.all_reduce(total)
+        return total.cpu()
 
     def any(self, value: bool) -> bool:
         """Whether the value is true on any rank."""
@@ -73,19 +94,17 @@ class Ranks:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
+    def gather(self, value: Any) -> list[Any]:
+        """A small plain value of every rank, in their order."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def micro_batches(self, stage: TrainStageConfig) -> Iterator[range]:
         """Rows of the global batch that this rank takes, one range per forward pass."""
         size = stage.micro_batch_size
-        for start in range(self.rank * size, stage.batch_size, self.world_size * size):
+        for start in range(self.share * size, stage.batch_size, self.shares * size):
             yield range(start, start + size)
-
-    @staticmethod
-    def plain_grad_norm(engine: Any) -> float | None:
-        """Gradient norm before clipping where DeepSpeed has none: without ZeRO, in float32."""
-        if engine.zero_optimization() or engine.bfloat16_enabled():
-            return None
-        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(grads))
 
 
 def start_deepspeed(model: nn.Module, config: dict[str, Any]) -> Any:
@@ -97,31 +116,48 @@ def start_deepspeed(model: nn.Module, config: dict[str, Any]) -> Any:
     return engine
 
 
-def load_checkpoint(engine: Any, folder: Path, tag: str) -> None:
-    """Load model, optimizer and counters from a checkpoint of the same world size and ZeRO stage.
+class ClippedNorm:
+    """Norm of the gradients AdamW is given, that is after clipping; measured, not worked out.
 
-    DeepSpeed reads with unrestricted pickle unless ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set, as our
-    launcher does; then only tensors, plain values and :data:`CHECKPOINT_CLASSES` are accepted.
-
-    Raises:
-        CheckpointError: The checkpoint is not there, cannot be read or does not fit.
+    Args:
+        engine: A DeepSpeed engine. Its ranks hold the same gradients without ZeRO, and each its own
+            part with ZeRO.
+        ranks: All of them.
     """
-    try:
-        with torch.serialization.safe_globals(CHECKPOINT_CLASSES):
-            path, _ = engine.load_checkpoint(str(folder), tag=tag)
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            "DeepSpeed cannot load the checkpoint",
-            where=folder,
-            found=error,
-            do="remove this checkpoint folder to resume from the one before",
-        ) from error
-    if path is None:
-        raise CheckpointError("there is no DeepSpeed checkpoint in the folder", where=folder)
+
+    def __init__(self, engine: Any, ranks: Ranks) -> None:
+        self._squares: list[Tensor] = []
+        self._ranks = ranks
+        self._parts = 1 if engine.zero_optimization() else ranks.world_size
+        engine.basic_optimizer.register_step_pre_hook(self._note)
+
+    def take(self) -> float:
+        """The norm over all weights and ranks, of the step just done."""
+        local = torch.stack(self._squares).sum() if self._squares else torch.zeros(())
+        self._squares.clear()
+        return float((self._ranks.sum(local) / self._parts).sqrt())
+
+    def _note(self, optimizer: Any, arguments: object, keywords: object) -> None:
+        del arguments, keywords
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._squares.append(p.grad.detach().double().square().sum())
 
 
-def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict on the CPU, on every rank; gathers what ZeRO-3 has sharded."""
-    sharded = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-        return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+def plain_grad_norm(engine: Any) -> float | None:
+    """Gradient norm before clipping where DeepSpeed has none: without ZeRO."""
+    if engine.zero_optimization():
+        return None
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(grads))
+
+
+def scaled_loss(losses: Sequence[Tensor], micro_batch_size: int) -> Tensor:
+    """What ``engine.backward`` is given: DeepSpeed takes the mean over micro-batches and ranks.
+
+    Args:
+        losses: Loss of each row that could be read, any shape.
+        micro_batch_size: Rows of a whole micro-batch; a row left out counts as nothing.
+    """
+    return torch.cat([x.flatten() for x in losses]).sum() / micro_batch_size

@@ -1,7 +1,8 @@
-"""Start a training stage as a child process of the DeepSpeed launcher, and see it through.
+"""Train a stage: start its ranks as child processes, see them through, and say how they ended.
 
-The child outlives nothing: it stops after its step, with a checkpoint, when this process is told to
-end or dies. Calling :func:`run_stage` again goes on from there.
+On this machine the ranks outlive nothing: they stop after their step, with a checkpoint, when this
+process is told to end or dies. On other machines they stop when a file appears in the run folder,
+which all share. Calling :func:`run_stage` again goes on from there.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import logging
 import os
 import platform
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -24,7 +23,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
-import torch
 
 from schemas.config.files import dump_yaml
 from schemas.config.root import TriptychConfig
@@ -38,18 +36,33 @@ from schemas.storage import (
     write_json,
     write_text,
 )
-from training.cache import LatentCache
-from training.checkpoints import model_sha256, newest_complete, set_aside_damaged
-from training.data import LatentDataset
+from training.base_model import model_sha256
+from training.checkpoints import newest_complete, set_aside_damaged
+from training.datasets import check_dataset, open_dataset
 from training.deepspeed_config import deepspeed_config
-from training.job import EXIT_INTERRUPTED, LOG, METRICS, MODEL, Job, StageName
+from training.job import (
+    CHECKPOINTS,
+    EXIT_GAVE_UP,
+    EXIT_INTERRUPTED,
+    LOG,
+    METRICS,
+    MODEL,
+    STOP,
+    Job,
+    StageName,
+    maths,
+    stage_settings,
+)
+from training.launchers import LOOP, plan_start
 from training.metrics import MetricsTail
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.3
 STOP_WAIT_S = 120.0
-"""How long a rank may take to end its step and write a checkpoint before it is killed."""
+"""How long ranks may take to end their step and write a checkpoint before they are killed."""
+LAUNCHER_WAIT_S = 40.0
+"""How long a launcher may take to end ranks on other machines that did not stop."""
 LOG_LINES = 25
 PACKAGES = ("triptych", "torch", "diffusers", "transformers", "deepspeed", "safetensors")
 
@@ -66,8 +79,10 @@ def run_stage(
 ) -> Path:
     """Train one stage and return its run folder; the trained model is ``run_dir / "model"``.
 
-    A finished run is returned at once, an interrupted one goes on from its newest whole checkpoint.
-    The manifest must have been encoded (:func:`training.latents.encode_manifest`).
+    A finished run is returned at once, an interrupted one goes on from its newest whole checkpoint,
+    also with another number of ranks, ZeRO stage or launcher (:func:`training.job.maths` says what
+    must stay). A finished run that is asked for more steps goes on to them. The manifest must have
+    been encoded (:func:`training.latents_job.encode_manifest`) unless training is from pixels.
 
     Args:
         config: Settings; ``config.workspace`` holds the latent cache.
@@ -81,22 +96,26 @@ def run_stage(
         TrainingFailed: The child process failed (with its last log lines) or was interrupted.
         CheckpointError: There are checkpoints, and all are damaged.
         ManifestError: Nothing to train on, or samples that are not encoded.
-        ConfigError: ``run_dir`` belongs to a run with other settings or inputs.
+        ConfigError: ``run_dir`` belongs to a run with other settings or inputs, or to one that is
+            past ``steps``; or what the launcher needs is missing.
     """
-    if read_done(run_dir) is not None:
+    done = read_done(run_dir)
+    steps = stage_settings(config.training, stage).steps
+    if done is not None and done["steps"] == steps:
         log.info("train stage=%s run=%s reused=true", stage, run_dir.name)
         return run_dir
     started = time.monotonic()
     job = _prepare(config, stage, manifest, init_model, run_dir)
-    log.info("train stage=%s run=%s steps=%d", stage, run_dir.name, job.settings.steps)
+    log.info("train stage=%s run=%s steps=%d", stage, run_dir.name, steps)
     _run_child(job, on_metrics)
     lines = (run_dir / METRICS).read_text(encoding="utf-8").splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
     mark_done(
         run_dir,
         {
             "stage": stage,
-            "steps": job.settings.steps,
-            "last_loss": json.loads(lines[-1])["loss"] if lines else None,
+            "steps": steps,
+            "last_loss": losses[-1] if losses else None,
             "samples": job.samples,
             "model_sha256": model_sha256(run_dir / MODEL),
             "seconds_last_session": round(time.monotonic() - started, 3),
@@ -105,15 +124,39 @@ def run_stage(
     return run_dir
 
 
+def resume_step(run_dir: Path, steps: int) -> int:
+    """The step a run goes on from; 0 where it starts.
+
+    Args:
+        run_dir: Folder of the run; need not be there yet.
+        steps: Steps that are wanted now.
+
+    Raises:
+        ConfigError: The run is past them.
+    """
+    newest = newest_complete(run_dir / CHECKPOINTS)
+    step = newest[0] if newest else 0
+    reached = max(step, int((read_done(run_dir) or {}).get("steps", 0)))
+    if reached > steps:
+        raise ConfigError(
+            "the run has gone further than it is asked to",
+            where=run_dir,
+            found=f"step {reached}, steps={steps}",
+            expected=f"steps of at least {reached}: a run can be lengthened, not shortened",
+            do=f"set steps={reached} or more, or another seed or workspace for a run of its own",
+        )
+    return step
+
+
 def _prepare(
     config: TriptychConfig, stage: StageName, manifest: Path, init_model: Path, run_dir: Path
 ) -> Job:
     """Check the inputs and write the run's records; a run folder keeps what it was started with."""
     workspace = Path(config.workspace)
-    cache = LatentCache(
-        Workspace(workspace), init_model, config.training.model, config.training.dtype
+    data = open_dataset(
+        config.training, manifest, init_model, Workspace(workspace), sources=config.curation.sources
     )
-    data = LatentDataset.open(manifest, cache)
+    check_dataset(data)
     job = Job(
         stage=stage,
         training=config.training,
@@ -122,27 +165,28 @@ def _prepare(
         init_model=init_model.absolute(),
         run_dir=run_dir.absolute(),
         samples=data.fingerprint,
+        manifest_sha256=fingerprint_file(manifest),
+        init_sha256=model_sha256(init_model),
+        sources=config.curation.sources,
     )
-    deepspeed_config(job.training, job.settings, job.training.num_processes)
+    deepspeed_config(job.training, job.settings)
     inputs = {
-        "stage": stage,
-        "model": job.training.model.hash(),
-        "settings": job.settings.hash(),
-        "dtype": job.training.dtype,
-        "manifest": fingerprint_file(manifest),
-        "init_model": model_sha256(init_model),
+        **maths(job.training, stage),
+        "manifest": job.manifest_sha256,
+        "init_model": job.init_sha256,
         "samples": job.samples,
     }
     known = run_dir / "inputs.json"
-    if known.is_file() and read_json(known) != inputs:
-        before = read_json(known)
+    if known.is_file() and (changed := _differences(read_json(known), inputs)):
         raise ConfigError(
             "this run folder belongs to a run with other settings or inputs",
             where=run_dir,
-            found=f"changed: {', '.join(k for k in inputs if inputs[k] != before.get(k))}",
+            found=f"changed: {', '.join(changed)}",
             expected="the settings and inputs the run was started with",
             do="use another run folder",
         )
+    resume_step(run_dir, job.settings.steps)
+    plan_start(job, os.environ, os.getpid())  # what is missing is said before anything is written
     run_dir.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in PACKAGES}
     write_text(run_dir / "config.yaml", dump_yaml(config))
@@ -152,62 +196,56 @@ def _prepare(
     return job
 
 
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of values that differ; within a group of settings ``group.name``."""
+    found: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [f"{key}.{name}" for name in _differences(old, new)]
+        elif old != new:
+            found.append(key)
+    return found
+
+
 def _run_child(job: Job, on_metrics: OnMetrics | None) -> None:
     set_aside_damaged(job.checkpoints)
     newest = newest_complete(job.checkpoints)
     tail = MetricsTail(job.run_dir / METRICS, newest[0] if newest else 0)
-    ranks = job.training.num_processes
-    command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--hostfile", os.devnull),  # this machine only, whatever /job/hostfile says
-        *("--num_gpus", str(ranks), "--master_port", str(free_port()), "--quiet"),
-        *("--module", "training.loop"),
-        *("--job", str(job.run_dir / "job.json"), "--parent-pid", str(os.getpid())),
-    ]
+    (job.run_dir / STOP).unlink(missing_ok=True)
+    model_before = _inode(job.run_dir / MODEL)
+    start = plan_start(job, os.environ, os.getpid())
+    for path, text in start.files.items():
+        write_text(path, text)
     with (job.run_dir / LOG).open("ab") as output:
         log_start = output.tell()
         child = subprocess.Popen(
-            command,
+            start.command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(ranks),
+            env=start.env,
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the ranks
         )
-    with _stopped_on_leaving(child), _noting_sigterm() as stop:
+    with _stopped_on_leaving(job, child), _noting_sigterm() as stop:
         while child.poll() is None:
             time.sleep(POLL_S)
             if stop:  # again and again, as the ranks may not have started yet
-                _terminate_ranks(child)
+                _ask_to_stop(job, child)
             for line in tail.new_lines() if on_metrics else ():
                 on_metrics(line)  # pyright: ignore[reportOptionalCall]  (checked in the line above)
     for line in tail.new_lines() if on_metrics else ():
         on_metrics(line)  # pyright: ignore[reportOptionalCall]  (likewise)
     if stop or child.returncode == EXIT_INTERRUPTED:
         _raise_interrupted(job)
-    # DeepSpeed's runner exits with 0 when its own child was killed by a signal: 0 alone says little
-    if child.returncode != 0 or not (job.run_dir / MODEL).is_dir():
+    # 0 alone says little: DeepSpeed's runner also gives it when what it started died of a signal
+    if child.returncode != 0 or _inode(job.run_dir / MODEL) in (None, model_before):
         _raise_failed(job, child.returncode, log_start)
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    env = dict(os.environ)
-    if not torch.cuda.is_available():
-        env["DS_ACCELERATOR"] = "cpu"
-    env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
-    # On a busy CPU, threads that spin while they wait made a tiny step up to 10 times slower.
-    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    env["HF_HUB_OFFLINE"] = "1"  # models are folders on disk
-    # DeepSpeed asks for unrestricted pickle; with this, only tensors and listed classes load
-    env["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    return env
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _inode(folder: Path) -> int | None:
+    """Tells a folder from one that takes its place; None where there is none."""
+    return folder.stat().st_ino if folder.is_dir() else None
 
 
 def _rank_processes(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -217,35 +255,40 @@ def _rank_processes(child: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
     ranks: list[psutil.Process] = []
     for process in below:
-        try:
-            if "training.loop" in process.cmdline() and "deepspeed.launcher.launch" not in (
-                process.cmdline()
-            ):
+        with suppress(psutil.Error):  # gone, or a zombie
+            if LOOP in process.cmdline():
                 ranks.append(process)
-        except psutil.Error:  # gone, or a zombie
-            continue
     return ranks
 
 
-def _terminate_ranks(child: subprocess.Popen[bytes]) -> None:
+def _ask_to_stop(job: Job, child: subprocess.Popen[bytes]) -> None:
+    """Have the ranks save a checkpoint after their step and end."""
+    if job.training.launch.launcher != "local":
+        (job.run_dir / STOP).touch()
+        return
     # Not to the launcher: it kills the ranks after 30 s, maybe in the middle of a checkpoint.
     for process in _rank_processes(child):
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            continue
 
 
 @contextmanager
-def _stopped_on_leaving(child: subprocess.Popen[bytes]) -> Generator[None]:
+def _stopped_on_leaving(job: Job, child: subprocess.Popen[bytes]) -> Generator[None]:
     """Leave no process behind, whatever ended the block."""
+    here = job.training.launch.launcher == "local"
     try:
         yield
     finally:
         deadline = time.monotonic() + STOP_WAIT_S
-        while child.poll() is None and _rank_processes(child) and time.monotonic() < deadline:
-            _terminate_ranks(child)
+        while child.poll() is None and time.monotonic() < deadline:
+            if here and not _rank_processes(child):
+                break
+            _ask_to_stop(job, child)
             time.sleep(POLL_S)
+        if not here and child.poll() is None:
+            child.terminate()  # pdsh, mpirun and srun end what they started elsewhere
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(LAUNCHER_WAIT_S)
         # What is left: a launcher that has started no rank yet, or ranks whose launcher was killed.
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -290,6 +333,7 @@ def _raise_failed(job: Job, code: int, log_start: int) -> NoReturn:
     raise TrainingFailed(
         f"the {job.stage} training process ended early (exit code {code}); its last log lines:\n"
         + "\n".join(f"    {line}" for line in lines[-LOG_LINES:]),
+        retryable=code not in (0, EXIT_GAVE_UP),
         where=job.run_dir / LOG,
         expected="exit code 0 and a trained model",
         do="mend the cause and run again; it goes on from the newest checkpoint",

@@ -43,22 +43,23 @@ def scene_times(noisy: Tensor, clean: Tensor, generated: Tensor | None) -> Tenso
 def modulate(
     norm: CogVideoXLayerNormZero, video: Tensor, text: Tensor, times: Tensor, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalise, scale and shift (B, L, D) video and (B, K, D) text.
+    """Normalise, scale and shift (B, L, D) video and (B, K, D) text, or the tokens of this rank.
 
     Returns:
         video, text, and their gates (B, R, D) for :func:`add_gated`.
     """
+    text_lengths, video_lengths = plan.own_lengths
     rows = norm.linear(norm.silu(times)).chunk(6, dim=-1)
     shift, scale, gate, text_shift, text_scale, text_gate = rows
-    video = _scale_and_shift(norm.norm(video), scale, shift, plan.video_lengths)
-    text = _scale_and_shift(norm.norm(text), text_scale, text_shift, plan.text_lengths)
+    video = _scale_and_shift(norm.norm(video), scale, shift, video_lengths)
+    text = _scale_and_shift(norm.norm(text), text_scale, text_shift, text_lengths)
     return video, text, gate, text_gate
 
 
 def modulate_out(norm: AdaLayerNorm, video: Tensor, times: Tensor, plan: Plan) -> Tensor:
-    """The model's last norm on (B, L, D) video tokens."""
+    """The model's last norm on (B, L, D) video tokens, or those of this rank."""
     shift, scale = norm.linear(norm.silu(times)).chunk(2, dim=-1)
-    return _scale_and_shift(norm.norm(video), scale, shift, plan.video_lengths)
+    return _scale_and_shift(norm.norm(video), scale, shift, plan.own_lengths[1])
 
 
 def add_gated(residual: Tensor, gate: Tensor, tokens: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -13,10 +13,12 @@ Source: Mask2DiT (arXiv 2503.19881) sections 3.2 and 3.3, on CogVideoX (arXiv 24
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import (
     CogVideoXPatchEmbed,
@@ -26,6 +28,7 @@ from diffusers.models.embeddings import (
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNorm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from schemas.errors import ConfigError
 from training.attention import Plan
@@ -33,6 +36,13 @@ from training.block import Mask2DiTBlock
 from training.masks import predicate
 from training.modulation import modulate_out, scene_times
 from training.positions import Timeline, add_sincos, check_policy, rotary
+from training.ulysses import (
+    Sharing,
+    check_shareable,
+    compiled_and_shared,
+    gather_video,
+    own_part,
+)
 
 
 class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
@@ -45,6 +55,12 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
 
     Text-to-video CogVideoX 2B, 5B and 1.5 are supported. In 1.5 a token holds two latent frames, so
     every scene needs an even number of them.
+
+    Attributes:
+        checkpoint_every: Every how many blocks one is computed again in the backward pass: 1 every
+            block, which keeps least in memory, 2 every second one, 0 none.
+        sequence_group: The ranks that share a sequence, see :meth:`set_sequence_group`.
+        compiled: Whether the blocks are compiled, see :meth:`compile_blocks`.
 
     Raises:
         ConfigError: The config is of another variant, or names a mask or policy that is not there.
@@ -148,7 +164,9 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
             chunk_dim=1,
         )
         self.proj_out = nn.Linear(width, (patch_size_t or 1) * patch_size**2 * out_channels)
-        self.gradient_checkpointing = False
+        self.checkpoint_every = 0
+        self.sequence_group: dist.ProcessGroup | None = None
+        self.compiled = False
 
     def forward(
         self,
@@ -190,6 +208,8 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
             video_lengths=tuple(steps * grid[0] * grid[1] for steps in scene_steps),
             backend=self.config.attention_backend,
         )
+        if self.sequence_group is not None:
+            plan = replace(plan, sharing=Sharing.of(self.sequence_group, plan.tokens))
         dtype = hidden_states.dtype
         clean = self.embed_time(torch.zeros_like(timestep[:1]), dtype)
         times = scene_times(self.embed_time(timestep, dtype), clean, generated)
@@ -199,17 +219,72 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         timeline = Timeline.of(scene_steps, self.config.position_policy, self.config.position_gap)
         video, rotations = self.place(video, timeline, grid, sum(plan.text_lengths))
         video, text = self.embedding_dropout(video), self.embedding_dropout(text)
+        if plan.sharing is not None:
+            text, video, rotations = own_part(text, video, rotations, plan.sharing)
+        if self.compiled:
+            # these are views with other strides than a layer's output, which would compile twice
+            text, video = (x.clone(memory_format=torch.contiguous_format) for x in (text, video))
 
-        for block in self.transformer_blocks:
+        for i, block in enumerate(self.transformer_blocks):
             arguments = (video, text, times, plan, rotations)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                # put there by diffusers' enable_gradient_checkpointing()
-                video, text = cast("Any", self)._gradient_checkpointing_func(block, *arguments)
+            recomputed = self.checkpoint_every and i % self.checkpoint_every == 0
+            if recomputed and torch.is_grad_enabled():
+                video, text = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 video, text = block(*arguments)
 
         video = modulate_out(self.norm_out, self.norm_final(video), times, plan)
-        return unpatchify(self.proj_out(video), grid, int(self.config.patch_size_t or 1), patch)
+        patches = self.proj_out(video)
+        if plan.sharing is not None:
+            patches = gather_video(patches, sum(plan.text_lengths), plan.sharing)
+        return unpatchify(patches, grid, int(self.config.patch_size_t or 1), patch)
+
+    def set_sequence_group(self, group: dist.ProcessGroup | None) -> None:
+        """Let the ranks of a group share every sequence, or none (None).
+
+        They must then call the model together, with the same inputs, and compute the same loss of
+        its output. The output is that of one rank; the gradient of the loss is the mean of the
+        gradients over the ranks (:mod:`training.ulysses`).
+
+        Raises:
+            ConfigError: The group does not divide the attention heads, or the blocks are compiled.
+        """
+        if group is not None:
+            check_shareable(self.config.num_attention_heads, group, compiled=self.compiled)
+        self.sequence_group = group
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place with torch.compile, which keeps the names of the weights.
+
+        All blocks run the same compiled code. There is one for each combination of scene lengths,
+        with and without conditions, with and without gradients; more than torch's recompile limit
+        (8) are torch's error.
+
+        Raises:
+            ConfigError: Ranks share the sequence.
+        """
+        if self.sequence_group is not None:
+            raise compiled_and_shared()
+        for block in self.transformer_blocks:
+            block.compile(fullgraph=True, dynamic=False)
+        self.compiled = True
+
+    # diffusers' switches, which its tools and peft know: all blocks or none
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any block is computed again in the backward pass."""
+        return self.checkpoint_every > 0
+
+    def enable_gradient_checkpointing(
+        self, gradient_checkpointing_func: Callable[..., Any] | None = None
+    ) -> None:
+        """Compute every block again in the backward pass, with torch's own checkpoint function."""
+        assert gradient_checkpointing_func is None, "another function than torch's is not supported"
+        self.checkpoint_every = 1
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Compute no block again."""
+        self.checkpoint_every = 0
 
     def patched_frames(self, scene_frames: Sequence[int]) -> list[int]:
         """Positions in time of each scene: its latent frames, or pairs of them in CogVideoX 1.5.

@@ -42,7 +42,7 @@ def _paper(base: str, num_processes: int) -> TriptychConfig:
             pretrain=stage,
             sft=stage.model_copy(update={"conditional_p": 0.5}),
             dtype="bfloat16",
-            gradient_checkpointing=True,
+            activation_checkpointing=1,
             num_processes=num_processes,
         ),
         generation=GenerationConfig(steps=50),

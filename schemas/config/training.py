@@ -49,6 +49,12 @@ class ModelConfig(StageConfig):
         ge=1,
         le=201,
     )
+    shorter_frames: tuple[int, ...] = Field(
+        default=(),
+        description="Other lengths a scene may have, each 1 + a multiple of 4 and below frames: a "
+        "clip too short for frames takes the longest of these it can fill. () = such a clip is "
+        "left out, as the paper's trainer does.",
+    )
     height_px: int = Field(
         default=64, description="Frame height; a multiple of 16. Paper: 480.", ge=16, multiple_of=16
     )
@@ -76,6 +82,12 @@ class ModelConfig(StageConfig):
                 f"frames must be 1 + a multiple of 4 (the VAE's time compression), found "
                 f"{self.frames}"
             )
+        wrong = [n for n in self.shorter_frames if n < 1 or n >= self.frames or (n - 1) % 4]
+        if wrong:
+            raise ValueError(
+                f"shorter_frames must be 1 + a multiple of 4 each and below frames={self.frames}, "
+                f"found {wrong}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -86,6 +98,11 @@ class ModelConfig(StageConfig):
                 f"with position_policy={self.position_policy}"
             )
         return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Frames a scene may have, the most first."""
+        return tuple(sorted({self.frames, *self.shorter_frames}, reverse=True))
 
     @property
     def scene_settings(self) -> dict[str, Any]:
@@ -149,9 +166,128 @@ class TrainStageConfig(StageConfig):
     )
     checkpoint_every: int = Field(default=20, description="Steps between checkpoints, >= 1.", ge=1)
     keep_checkpoints: int = Field(default=2, description="Newest checkpoints kept, >= 1.", ge=1)
+    keep_every: int = Field(
+        default=0,
+        description="Checkpoints at multiples of this step are never removed, >= 0; 0 = none.",
+        ge=0,
+    )
+    ema_decay: float = Field(
+        default=0.0,
+        description="Decay of the exponential moving average of the weights per step, 0 to 1; the "
+        "exported model then holds the average. 0 = no average. Paper: none; finetuners use 0.999 "
+        "to 0.9999.",
+        ge=0,
+        lt=1,
+    )
+    validate_every: int = Field(
+        default=0,
+        description="Steps between validation losses (samples of the manifest's val split, always "
+        "the same noise and timesteps), >= 0; 0 = never.",
+        ge=0,
+    )
+    validation_samples: int = Field(
+        default=8, description="Samples of the val split a validation loss is taken over.", ge=1
+    )
+    sample_every: int = Field(
+        default=0,
+        description="Steps between sample videos, made from the checkpoint of that step (with the "
+        "averaged weights where ema_decay is set); a multiple of checkpoint_every; 0 = never.",
+        ge=0,
+    )
+    max_bad_samples: int = Field(
+        default=0,
+        description="Samples that may turn out unreadable while training; each is left out of its "
+        "batch, logged and counted. One more fails the run. 0 = the first one fails it.",
+        ge=0,
+    )
     seed: int = Field(
         default=0, description="Seed of sample order, noise and timesteps, >= 0.", ge=0
     )
+
+    @model_validator(mode="after")
+    def _samples(self) -> TrainStageConfig:
+        if self.sample_every % self.checkpoint_every:
+            raise ValueError(
+                f"sample_every must be a multiple of checkpoint_every={self.checkpoint_every} (the "
+                f"videos are made from a checkpoint), found {self.sample_every}"
+            )
+        return self
+
+
+class LatentsConfig(StageConfig):
+    """How training meets its videos: encoded once beforehand, or at every visit."""
+
+    source: Literal["cache", "pixels"] = Field(
+        default="cache",
+        description="cache: every scene goes through the VAE and every caption through T5 once, "
+        "before training. pixels: at every visit, from a random start frame, as the paper's "
+        "trainer does; many times slower.",
+    )
+    workers: int = Field(
+        default=1,
+        description="Ray actors that encode, >= 1, each with a GPU of its own where there are GPUs "
+        "and with a CPU where not. 1 = in the calling process, without Ray.",
+        ge=1,
+    )
+    shard_scenes: int = Field(
+        default=64,
+        description="Scenes (or captions) per shard file of the cache, >= 1. A killed job repeats "
+        "at most the shards it was at. 64 scenes at the paper's size take 580 MB in bfloat16.",
+        ge=1,
+    )
+    sample_posterior: bool = Field(
+        default=False,
+        description="Draw latents from the VAE's posterior anew at every visit, as the paper's "
+        "trainer does, or take its mean (false).",
+    )
+
+
+class LoraConfig(StageConfig):
+    """Low-rank adapters in place of whole weights."""
+
+    rank: int = Field(default=16, description="Rank of the adapters, >= 1.", ge=1)
+    alpha: float = Field(
+        default=16.0, description="Scale: the adapter's product is multiplied by alpha/rank.", gt=0
+    )
+    targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"),
+        description="Names of the layers that get an adapter, as they end.",
+    )
+
+
+class LaunchConfig(StageConfig):
+    """Where the ranks run."""
+
+    launcher: Literal["local", "pdsh", "openmpi", "slurm"] = Field(
+        default="local",
+        description="local: this machine. pdsh and openmpi: DeepSpeed's launchers over the hosts "
+        "of hostfile. slurm: srun inside an allocation (sbatch or salloc).",
+    )
+    hostfile: str = Field(
+        default="",
+        description="DeepSpeed host file, a line 'name slots=8' per machine; pdsh and openmpi need "
+        "it, slurm makes its own from the allocation.",
+    )
+    num_nodes: int = Field(default=1, description="Machines, >= 1; 1 for local.", ge=1)
+    master_addr: str = Field(
+        default="", description="Address of the first machine; '' = found by the launcher."
+    )
+    master_port: int = Field(
+        default=0, description="TCP port of the first rank; 0 = a free one.", ge=0, le=65535
+    )
+
+    @model_validator(mode="after")
+    def _nodes(self) -> LaunchConfig:
+        if self.launcher == "local" and (self.hostfile or self.num_nodes != 1):
+            raise ValueError(
+                "launcher=local takes neither hostfile nor num_nodes; choose pdsh, openmpi or slurm"
+            )
+        if self.launcher in ("pdsh", "openmpi") and not self.hostfile:
+            raise ValueError(f"launcher={self.launcher} needs hostfile")
+        return self
+
+
+Monitor = Literal["tensorboard", "wandb", "csv", "mlflow"]
 
 
 class TrainingConfig(StageConfig):
@@ -172,11 +308,74 @@ class TrainingConfig(StageConfig):
         default="float32",
         description="Compute type. Paper: bfloat16; a CPU is faster and more exact in float32.",
     )
-    gradient_checkpointing: bool = Field(
+    offload: Literal["none", "optimizer", "all"] = Field(
+        default="none",
+        description="What lies in the CPU's memory between uses: nothing, the optimizer's state "
+        "(zero_stage 1 to 3), or the parameters too (zero_stage 3).",
+    )
+    activation_checkpointing: int = Field(
+        default=0,
+        description="Every how many blocks one is computed again in the backward pass, >= 0: 1 = "
+        "every block (a forward pass more, and the memory of one block in place of all), 2 = every "
+        "second, 0 = none. Paper: 1.",
+        ge=0,
+    )
+    compile_blocks: bool = Field(
         default=False,
-        description="Compute every block again in the backward pass: a forward pass more, and the "
-        "memory of one block in place of all. Paper: on.",
+        description="torch.compile each block. On a GPU worth the minutes it takes at the start.",
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="Train low-rank adapters only; null = the weights themselves."
+    )
+    trainable: tuple[str, ...] = Field(
+        default=(),
+        description="Regular expressions; weights whose name one of them finds are trained, the "
+        "others are left as they are. () = all weights.",
     )
     num_processes: int = Field(
-        default=1, description="Ranks on this machine (GPUs, or CPU processes), >= 1.", ge=1
+        default=1, description="Ranks per machine (GPUs, or CPU processes), >= 1.", ge=1
     )
+    sequence_parallel: int = Field(
+        default=1,
+        description="Ranks that share one sample, each with a part of its tokens (DeepSpeed "
+        "Ulysses), >= 1; divides the number of ranks and of attention heads.",
+        ge=1,
+    )
+    launch: LaunchConfig = Field(default=LaunchConfig(), description="Where the ranks run.")
+    latents: LatentsConfig = Field(
+        default=LatentsConfig(), description="How videos become latents."
+    )
+    monitors: tuple[Monitor, ...] = Field(
+        default=("tensorboard",),
+        description="Where metrics go besides metrics.jsonl. wandb and mlflow need their package.",
+    )
+    retries: int = Field(
+        default=1,
+        description="Times the flow starts a training process again that died, >= 0; it goes on "
+        "from the newest checkpoint.",
+        ge=0,
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.num_processes * self.launch.num_nodes
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingConfig:
+        if self.dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "dtype=bfloat16 needs zero_stage 1, 2 or 3, which keep float32 weights"
+            )
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload=optimizer needs zero_stage 1, 2 or 3")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"offload=all needs zero_stage=3, found {self.zero_stage}")
+        if self.world_size % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel={self.sequence_parallel} does not divide the "
+                f"{self.world_size} ranks (num_processes x launch.num_nodes)"
+            )
+        if self.lora is not None and self.trainable:
+            raise ValueError("lora and trainable exclude each other: lora says itself what trains")
+        return self

@@ -23,7 +23,7 @@ from schemas.errors import ConfigError, ManifestError
 from schemas.layout import Snapshot, Workspace
 from schemas.rows import Prompt
 from schemas.storage import latest, read_done
-from schemas.tables import SAMPLES, read_table
+from schemas.tables import LATENTS, SAMPLES, read_table
 from tests.flows.small_ablation import settings, write_snapshot
 
 SIMILARITIES = [0.2, 0.6, 0.7, 0.4]
@@ -219,7 +219,9 @@ def test_compilations_are_told_apart_and_their_cells_trained(tmp_path: Path):
     # The workspace's own model is not replaced, and nothing is encoded twice.
     assert not list(workspace.runs.glob("sft-*"))
     assert latest(workspace.generations) is None
-    assert len(list(workspace.cache("latents").glob("*.safetensors"))) == 24
+    parts = workspace.cache("latents").glob("*/*.parquet")
+    encoded = [row.clip_id for part in parts for row in read_table(part, LATENTS)]
+    assert len(encoded) == len(set(encoded)) == 24
 
     # Without time no cell is started, and those that are done stay.
     aside = (whole.folder / "cells" / "1").rename(tmp_path / "aside")

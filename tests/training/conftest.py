@@ -15,7 +15,7 @@ from schemas.layout import Workspace
 from schemas.rows import Sample, Scene
 from schemas.tables import SAMPLES, write_table
 from training.base_model import make_tiny_base
-from training.latents import encode_manifest
+from training.latents_job import encode_manifest
 
 torch.set_num_threads(1)
 

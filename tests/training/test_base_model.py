@@ -6,8 +6,7 @@ from diffusers import CogVideoXPipeline
 
 from schemas.errors import CheckpointError, ConfigError
 from tests.training.conftest import SHAPE
-from training.base_model import load_components, make_tiny_base
-from training.checkpoints import model_sha256
+from training.base_model import load_components, make_tiny_base, model_sha256
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, ground):

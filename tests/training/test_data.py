@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from schemas.config.training import TrainStageConfig
 from schemas.errors import ManifestError
 from schemas.tables import SAMPLES, write_table
-from tests.training.conftest import SHAPE, make_sample, make_scene
-from training.cache import LatentCache, choose_frames, training_samples
-from training.data import LatentDataset, plan_step
+from tests.training.conftest import make_sample, make_scene
+from training.cache import choose_frames, training_samples
+from training.data import plan_step
 from training.engine import Ranks
 
 
@@ -78,26 +78,20 @@ def test_chosen_frames_follow_the_trainers_rule(num_frames, wanted, max_stride):
     assert after - before in (0, 1)
 
 
-def test_batch_holds_what_the_plan_says(ground):
-    cache = LatentCache(ground.workspace, ground.base, SHAPE, "float32")
-    data = LatentDataset.open(ground.manifest, cache)
-    cfg = stage(conditional_p=1.0, text_dropout=0.5)
-    plan = next(
-        p
-        for p in (plan_step(k, cfg, len(data), 1000) for k in range(20))
-        if 0 < sum(d.drop_text for d in p.draws) < 4
-    )
-    batch = data.batch(plan, range(4))
-    assert batch.latents.shape == batch.noise.shape == (4, 6, 16, 4, 4)
-    assert batch.text.shape == (4, 3, 16, 64)
-    assert batch.generated is not None
-    assert batch.generated.tolist() == [[False, False, True]] * 4
-    for row, draw in enumerate(plan.draws):
-        alone = data.batch(plan, [row])
-        assert torch.equal(alone.noise[0], batch.noise[row])
-        assert torch.equal(alone.latents[0], batch.latents[row])
-        assert torch.equal(batch.text[row, 0], batch.text[row, 1]) == draw.drop_text
-        assert batch.timestep[row] == draw.timestep
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 6))
+def test_a_drawn_start_moves_the_span_and_reaches_every_place(num_frames, wanted, max_stride):
+    centred = choose_frames(num_frames, wanted, max_stride)
+    drawn = [choose_frames(num_frames, wanted, max_stride, draw) for draw in range(num_frames)]
+    if centred is None:
+        assert drawn == [None] * num_frames
+        return
+    relative = [f - centred[0] for f in centred]
+    starts = set()
+    for frames in drawn:
+        assert frames is not None
+        assert [f - frames[0] for f in frames] == relative
+        starts.add(frames[0])
+    assert starts == set(range(num_frames - relative[-1]))
 
 
 def test_only_trainable_training_samples_are_used(tmp_path):
@@ -109,17 +103,10 @@ def test_only_trainable_training_samples_are_used(tmp_path):
     ]
     write_table(path, SAMPLES, samples)
     assert [s.sample_id for s in training_samples(path, 3)] == ["sample-2"]
+    assert [s.sample_id for s in training_samples(path, 3, "val")] == ["sample-0"]
     write_table(path, SAMPLES, samples[:2])
     with pytest.raises(ManifestError, match="2 samples, 1 of them trainable"):
         training_samples(path, 3)
     write_table(path, SAMPLES, [make_sample(3, scenes=[make_scene(3, 0)])])
     with pytest.raises(ManifestError, match="found: 1"):
         training_samples(path, 3)
-
-
-def test_samples_that_were_never_encoded_are_an_error(ground, tmp_path):
-    path = tmp_path / "m.parquet"
-    write_table(path, SAMPLES, [make_sample(0), make_sample(77)])
-    cache = LatentCache(ground.workspace, ground.base, SHAPE, "float32")
-    with pytest.raises(ManifestError, match="1 of 2 samples lack latents"):
-        LatentDataset.open(path, cache)

@@ -39,9 +39,8 @@ run_stage(load_config(config), "sft", manifest, base, run_dir, show)
 
 def metrics(run_dir: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "samples_per_s")} for line in lines
-    ]
+    times = {"seconds", "data_seconds", "samples_per_s", "tokens_per_s", "mfu", "memory_gb"}
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
 
 def rank_processes() -> list[psutil.Process]:
@@ -154,17 +153,6 @@ def test_sigterm_saves_a_checkpoint_and_says_so(ground, tmp_path):
     changed = load_config(run_dir / "config.yaml", ["training.sft.lr=0.5"])
     with pytest.raises(ConfigError, match="changed: settings"):
         run_stage(changed, "sft", ground.manifest, ground.base, run_dir)
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one(ground, whole, tmp_path):
-    two = ground.config.model_copy(
-        update={"training": ground.config.training.model_copy(update={"num_processes": 2})}
-    )
-    run_dir = run_stage(two, "sft", ground.manifest, ground.base, tmp_path / "sft-two")
-    for one, other in zip(metrics(whole[0])[:20], metrics(run_dir)[:20], strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
 def test_a_manifest_that_is_not_encoded_is_refused_before_anything_starts(ground, tmp_path):

@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -5,10 +8,12 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from schemas.errors import ConfigError
 from tests.training.models import GRID, SHAPES, inputs, model
 from tests.training.restatement import Restatement
+from tests.training.test_flex import without_lazy_modules  # noqa: F401  (a fixture)
 
 torch.set_num_threads(1)
 
@@ -157,23 +162,79 @@ def test_gradients_of_the_whole_model_reach_exactly_the_scenes_they_may(mask, ex
     assert torch.equal(reaches(mask), expected.expand(2, 3, 3))
 
 
+def checkpointed(shape, every, arguments):
+    """Runs of each block, bytes kept for the backward pass outside recomputed ones, gradients."""
+    ours = model(shape).train()
+    ours.checkpoint_every = every
+    runs = [0, 0]
+    for i, block in enumerate(ours.transformer_blocks):
+        block.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    weights = {p.data_ptr() for p in ours.parameters()}
+    kept = {}
+
+    def note(x):
+        if x.data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        loss = ours(*arguments).square().mean()
+    loss.backward()
+    return runs, sum(kept.values()), [p.grad for p in ours.parameters()]
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("scene_frames", [[2, 2], [2, 4, 2], [2, 2, 4, 2, 2]], ids=len)
 @pytest.mark.parametrize("shape", ["2b", "1.5"])
-def test_gradient_checkpointing_changes_nothing(shape, scene_frames, batch, conditional):
+def test_checkpointing_recomputes_every_kth_block_and_changes_nothing(
+    shape, scene_frames, batch, conditional
+):
     video, text, timestep = inputs(batch, sum(scene_frames), len(scene_frames))
     generated = None
     if conditional:
         generated = torch.arange(len(scene_frames)).expand(batch, -1) % 2 == 1
-    gradients = []
-    for checkpointing in (False, True):
-        ours = model(shape).train()
-        if checkpointing:
-            ours.enable_gradient_checkpointing()
-        ours(video, text, timestep, scene_frames, generated).square().mean().backward()
-        gradients.append([p.grad for p in ours.parameters()])
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    arguments = (video, text, timestep, scene_frames, generated)
+    none, second, every = (checkpointed(shape, k, arguments) for k in (0, 2, 1))
+    assert [none[0], second[0], every[0]] == [[1, 1], [2, 1], [2, 2]]
+    assert none[1] > second[1] > every[1]
+    for found in (second, every):
+        torch.testing.assert_close(found[2], none[2], rtol=0, atol=0)
+
+
+def test_the_switches_of_diffusers_are_all_blocks_or_none():
+    ours = model("2b")
+    assert not ours.is_gradient_checkpointing
+    ours.enable_gradient_checkpointing()
+    assert (ours.checkpoint_every, ours.is_gradient_checkpointing) == (1, True)
+    ours.disable_gradient_checkpointing()
+    assert (ours.checkpoint_every, ours.is_gradient_checkpointing) == (0, False)
+
+
+@pytest.mark.slow  # runs the C++ compiler
+@pytest.mark.usefixtures("without_lazy_modules")
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_compiled_blocks_are_the_same_and_one_for_all_layers(monkeypatch):
+    # more layers than graphs that torch would compile before it gives up
+    monkeypatch.setitem(SHAPES, "deep", {**SHAPES["5b"], "num_layers": 10})
+    torch.compiler.reset()
+    counters.clear()
+    video, text, timestep = inputs()
+    generated = torch.tensor([[False, True, True], [False, False, True]])
+    found = []
+    for compiled in (False, True):
+        ours = model("deep", attention_backend="lse").train()
+        names = list(ours.state_dict())
+        ours.checkpoint_every = 2
+        if compiled:
+            ours.compile_blocks()
+        out = ours(video, text, timestep, [2, 3, 4], generated)
+        out.square().mean().backward()
+        assert list(ours.state_dict()) == names
+        found.append([out.detach(), *(p.grad for p in ours.parameters())])
+    assert counters["stats"]["unique_graphs"] == 1
+    for compiled, eager in zip(found[1], found[0], strict=True):
+        assert (compiled - eager).norm() <= 1e-5 * eager.norm()
 
 
 @pytest.mark.parametrize("mask", ["v1", "v2", "scene_causal"])

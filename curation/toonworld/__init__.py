@@ -1,0 +1,1 @@
+"""ToonWorld: cartoon videos drawn from a seed, with everything about them known."""

@@ -1,0 +1,110 @@
+"""Sample videos while a stage trains: held-out stories, always the same, from its checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from inference.outputs import VideoFiles, write_video
+from inference.pipeline import Mask2DiTPipeline
+from schemas.config import TriptychConfig
+from schemas.rows import Sample
+from schemas.storage import mark_done, read_done
+from schemas.tables import SAMPLES, read_table
+from training.export import export_checkpoint
+from training.job import Job
+
+log = logging.getLogger(__name__)
+
+STORIES = 2
+"""Stories per checkpoint; their frames, size and steps are the config's."""
+FOLDER = "samples"
+
+
+class SampleVideos:
+    """Makes the sample videos of one run, beside its training.
+
+    A checkpoint becomes whole some time after its step, so :meth:`catch_up` is called now and then
+    and makes what is missing. Where the training has the only GPU, both share it.
+
+    Args:
+        config: ``generation`` says how videos are made.
+        run_dir: Folder of the run, whose ``job.json`` says how often.
+    """
+
+    def __init__(self, config: TriptychConfig, run_dir: Path) -> None:
+        self._config = config
+        self._run_dir = run_dir
+
+    def catch_up(self) -> list[Path]:
+        """Make the videos of every whole checkpoint that is due and has none; returns folders.
+
+        Raises:
+            CheckpointError: A checkpoint cannot be read.
+        """
+        job_file = self._run_dir / "job.json"
+        if not job_file.is_file():  # the run was finished by somebody else, or never began
+            return []
+        job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
+        every = job.settings.sample_every
+        if not every:
+            return []
+        made: list[Path] = []
+        for checkpoint in sorted(job.checkpoints.glob("step_*")):
+            record = read_done(checkpoint)
+            if record is None or int(record["step"]) % every:
+                continue
+            target = self._run_dir / FOLDER / checkpoint.name
+            if read_done(target) is None:
+                self._make(job, checkpoint, int(record["step"]), target)
+                made.append(target)
+        return made
+
+    def _make(self, job: Job, checkpoint: Path, step: int, target: Path) -> None:
+        started = time.monotonic()
+        target.mkdir(parents=True, exist_ok=True)
+        model = export_checkpoint(job, checkpoint, target / ".model")
+        dtype = getattr(torch, job.training.dtype)
+        pipeline = Mask2DiTPipeline.from_pretrained(model, torch_dtype=dtype)
+        pipeline.set_scheduler(self._config.generation.scheduler)
+        if torch.cuda.is_available():
+            pipeline.to("cuda")
+        sampling, shape = self._config.generation, job.training.model
+        for number, sample in enumerate(held_out(job.manifest)):
+            begun = time.monotonic()
+            prompts = [scene.caption for scene in sample.scenes]
+            output = pipeline(
+                prompts,
+                frames=shape.frames,
+                height=shape.height_px,
+                width=shape.width_px,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                seed=number,
+            )
+            assert output.frames is not None, "frames were asked for"
+            stem = f"story_{number}"
+            files = VideoFiles(*(target / f"{stem}{end}" for end in (".mp4", ".json", ".jpg")))
+            provenance = {
+                "prompt_id": sample.sample_id,
+                "run": job.run_dir.name,
+                "step": step,
+                "prompts": prompts,
+                "seed": number,
+            }
+            seconds = time.monotonic() - begun
+            write_video(files, output.frames[0], sampling.fps, provenance, seconds)
+        shutil.rmtree(model)
+        mark_done(target, {"step": step, "seconds": round(time.monotonic() - started, 3)})
+        log.info("sample_videos step=%d folder=%s", step, target)
+
+
+def held_out(manifest: Path) -> list[Sample]:
+    """The first stories of the manifest's ``val`` split, or of ``train`` where that is empty."""
+    samples = read_table(manifest, SAMPLES)
+    split = "val" if any(s.split == "val" for s in samples) else "train"
+    return [s for s in samples if s.split == split][:STORIES]
