@@ -96,7 +96,7 @@ class CacheKeys:
         embedding = self.config.curation.embedding
         model = self.config.training.model
         return {k: curation[k] for k in used} | {
-            "frames": model.frames,
+            "frames": model.lengths[-1],
             "max_stride": model.max_stride,
             "shot_models": self.shot_models,
             "embedder": dataclasses.astuple(self.embedder),

@@ -62,7 +62,7 @@ def make_clips(
         frame_pts: PTS of each frame and the end of the last (``ShotDetection.frame_pts``).
         captions: Given caption spans of this source, maybe none.
         cfg: Trim and the limits of length.
-        frames: Frames per scene of the model that is to be trained.
+        frames: Fewest frames a scene may have in training.
         max_stride: Largest frame step with which the trainer reads a scene.
 
     Returns:

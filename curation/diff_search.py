@@ -30,7 +30,11 @@ SHOTS_STAGE = "shots"
 _CLIP_STAGES = (CLIPS_STAGE, FILTERS_STAGE, SCORES_STAGE, "embeddings", DEDUP_STAGE)
 """Stages that take clips away. Later ones name clips too, but leave them in the table."""
 
-TRAINER_SETTINGS = ("training.model.frames", "training.model.max_stride")
+TRAINER_SETTINGS = (
+    "training.model.frames",
+    "training.model.shorter_frames",
+    "training.model.max_stride",
+)
 """They decide which clips are trainable."""
 
 _DRAW_SETTINGS = {

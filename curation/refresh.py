@@ -233,7 +233,7 @@ class Refresh:
                 detection.frame_pts,
                 self._captions.get(source.source_id, ()),
                 self.config.curation.clips,
-                frames=model.frames,
+                frames=model.lengths[-1],
                 max_stride=model.max_stride,
             )
             clips += made

@@ -4,6 +4,8 @@
 
     <workspace>/
       cache/<stage>/<key>.parquet        finished pieces of work, content-addressed; safe to delete
+      cache/{latents,texts}/<key>/       shards of encoded scenes and captions: <shard>.safetensors,
+                                         and <shard>.parquet, which says what is in it
       models/<name>/                     base models made on the spot
       datasets/<dataset>/LATEST          names the newest finished snapshot
       datasets/<dataset>/<snapshot_id>/  sources, shots, clips, embeddings, windows, rejects

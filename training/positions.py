@@ -102,7 +102,7 @@ def rotary(
     official code spaces the shifted axis a little differently (without its end point).
 
     Args:
-        head_dim: Width of a head, E; a multiple of 8.
+        head_dim: Width of a head, E; a multiple of 16.
         text_tokens: Text tokens of all scenes, K.
         positions: Temporal position of each of the F frames.
         grid: Patches in height and width.

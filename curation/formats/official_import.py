@@ -276,7 +276,7 @@ class _Import:
             clips[scene.clip_id] = scene.__dict__ | {
                 "caption": entry.caption.strip(),
                 "trainable_pretrain": pretrain_trainable(
-                    scene.num_frames, model.frames, model.max_stride
+                    scene.num_frames, model.lengths[-1], model.max_stride
                 ),
                 "trainable_sft": self._sft_trainable(scene),
             }
@@ -323,7 +323,7 @@ class _Import:
         return split_of(name, cfg.val_percent, cfg.test_percent)
 
     def _sft_trainable(self, scene: Scene) -> bool:
-        return sft_trainable(scene.num_frames, self.config.training.model.frames)
+        return sft_trainable(scene.num_frames, self.config.training.model.lengths[-1])
 
     def _reject(self, label: str, error: BadRow) -> None:
         self.rejects.append(replace(self.file.reject(label, error), stage=STAGE))

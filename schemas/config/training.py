@@ -376,6 +376,13 @@ class TrainingConfig(StageConfig):
                 f"sequence_parallel={self.sequence_parallel} does not divide the "
                 f"{self.world_size} ranks (num_processes x launch.num_nodes)"
             )
+        if self.compile_blocks and self.sequence_parallel > 1:
+            raise ValueError("compile_blocks and sequence_parallel exclude each other")
+        if self.compile_blocks and len(self.model.lengths) > 1:
+            raise ValueError(
+                "compile_blocks needs scenes of one length (torch compiles each combination of "
+                "lengths anew and stops at the eighth); set model.shorter_frames=()"
+            )
         if self.lora is not None and self.trainable:
             raise ValueError("lora and trainable exclude each other: lora says itself what trains")
         return self

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -139,3 +140,43 @@ def test_config_needs_no_heavy_import():
 
 def test_yaml_is_plain_yaml():
     assert yaml.safe_load(dump_yaml(preset("tiny")))["curation"]["dataset"] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.sequence_parallel=2", "does not divide the 1 ranks"),
+        ("training.offload=all", "needs zero_stage=3, found 2"),
+        ("training.launch.launcher=pdsh", "needs hostfile"),
+        ("training.launch.num_nodes=2", "takes neither hostfile nor num_nodes"),
+        ("training.sft.sample_every=30", "a multiple of checkpoint_every=20"),
+        ("training.model.shorter_frames=[9]", "below frames=9, found [9]"),
+        ("training.model.shorter_frames=[4]", "1 + a multiple of 4"),
+    ],
+)
+def test_training_settings_that_cannot_be_had_are_refused(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(None, [change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.dtype=bfloat16", "training.zero_stage=0"], "keep float32 weights"),
+        (["training.offload=optimizer", "training.zero_stage=0"], "needs zero_stage 1, 2 or 3"),
+        (["training.lora={rank: 4}", "training.trainable=[norm]"], "exclude each other"),
+        (["training.compile_blocks=true", "training.model.shorter_frames=[5]"], "of one length"),
+        (
+            [
+                "training.compile_blocks=true",
+                "training.num_processes=2",
+                "training.sequence_parallel=2",
+            ],
+            "exclude each other",
+        ),
+    ],
+)
+def test_training_settings_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(None, changes)
+    load_config(None, changes[:1])  # each is fine alone

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from schemas.config.training import TrainStageConfig
+from schemas.config.training import LaunchConfig, TrainStageConfig
 from schemas.storage import read_done
 from schemas.tables import SAMPLES, write_table
 from tests.training.conftest import make_sample, painted_frames
+from tests.training.test_launch_commands import PDSH, SSH, programs
 from training.base_model import load_components
 from training.checkpoints import newest_complete
 from training.data import plan_step
@@ -150,3 +151,13 @@ def test_a_run_goes_on_at_another_number_of_ranks_and_zero_stage(
 def test_two_ranks_that_share_each_sample_equal_one(ground, alone, tmp_path):
     training = {"zero_stage": 2, "num_processes": 2, "sequence_parallel": 2}
     assert_same(alone, run(ground, tmp_path / "shared", training), rel=1e-4)
+
+
+def test_two_machines_equal_one(ground, alone, tmp_path, monkeypatch):
+    """DeepSpeed's runner and launchers; pdsh and ssh are scripts that stay on this machine."""
+    env = programs(tmp_path / "bin", pdsh=PDSH, ssh=SSH)
+    monkeypatch.setenv("PATH", env["PATH"])
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    (tmp_path / "hosts").write_text("node-3 slots=1\nnode-4 slots=1\n")
+    launch = LaunchConfig(launcher="pdsh", hostfile=str(tmp_path / "hosts"), num_nodes=2)
+    assert_same(alone, run(ground, tmp_path / "run", {"zero_stage": 2, "launch": launch}))
