@@ -232,7 +232,7 @@ def _timed(step: Callable[[], object], steps: int) -> list[float]:
 def _deepspeed(side: str, job: Job, steps: int) -> tuple[list[float], dict[str, Any]]:
     from training.engine import Ranks  # here: plain PyTorch shall not pay for DeepSpeed's import
     from training.loop import Trainer
-    from training.metrics import Monitors
+    from training.meter import Monitors
 
     if side == "official way":
         latents = LatentsConfig(source="pixels", sample_posterior=True)

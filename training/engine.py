@@ -88,11 +88,15 @@ class Ranks:
         dist.all_reduce(total)
         return total.cpu()
 
+    def max(self, value: int) -> int:
+        """The largest value of any rank."""
+        largest = torch.tensor([value], device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
     def any(self, value: bool) -> bool:
         """Whether the value is true on any rank."""
-        flag = torch.tensor([int(value)], device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        return bool(self.max(int(value)))
 
     def gather(self, value: Any) -> list[Any]:
         """A small plain value of every rank, in their order."""

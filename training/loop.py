@@ -39,7 +39,8 @@ from training.diffusion import check_scheduler, diffusion_losses
 from training.engine import ClippedNorm, Ranks, plain_grad_norm, scaled_loss, start_deepspeed
 from training.export import export_checkpoint
 from training.job import EXIT_GAVE_UP, EXIT_INTERRUPTED, METRICS, MODEL, Job, ranks_environment
-from training.metrics import Meter, Monitors, keep_until
+from training.meter import Meter, Monitors
+from training.metrics import keep_until
 from training.reading import StepReader
 from training.validation import Validation
 from training.weights import load_transformer

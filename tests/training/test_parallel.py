@@ -128,10 +128,9 @@ def test_the_average_in_the_model_is_that_of_the_weights_on_the_way(ground, alon
     "layout",
     [
         {"zero_stage": 1, "num_processes": 1},
-        {"zero_stage": 3, "num_processes": 2},
-        {"zero_stage": 3, "num_processes": 1, "offload": "all", "activation_checkpointing": 2},
+        {"zero_stage": 3, "num_processes": 2, "offload": "all", "activation_checkpointing": 2},
     ],
-    ids=["one-rank", "zero-3", "zero-3-offloaded"],
+    ids=["one-rank-zero-1", "two-ranks-zero-3-offloaded"],
 )
 def test_a_run_goes_on_at_another_number_of_ranks_and_zero_stage(
     ground, alone, two, tmp_path, layout
