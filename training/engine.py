@@ -137,7 +137,7 @@ class ClippedNorm:
 
     def take(self) -> float:
         """The norm over all weights and ranks, of the step just done."""
-        local = torch.stack(self._squares).sum() if self._squares else torch.zeros(())
+        local = torch.stack(self._squares).sum() if self._squares else torch.tensor(0.0)
         self._squares.clear()
         return float((self._ranks.sum(local) / self._parts).sqrt())
 
@@ -146,7 +146,8 @@ class ClippedNorm:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._squares.append(p.grad.detach().double().square().sum())
+                    norm = torch.linalg.vector_norm(p.grad.detach(), dtype=torch.float32)
+                    self._squares.append(norm.double().square())
 
 
 def plain_grad_norm(engine: Any) -> float | None:
