@@ -4,7 +4,7 @@ Usage: python -m benchmarks.train [--gpu] [--steps 8] [--repeat 3] [--out build/
 
 The same transformer on the same samples, one rank, float32 (bfloat16 with --gpu), AdamW, clipping:
 
-- ``ours``: the training loop of ``triptych train`` as it is: DeepSpeed (without ZeRO in float32, for
+- ``ours``: the training loop of ``triptych train`` as it is: DeepSpeed (without ZeRO in float32, as
   one rank has nobody to share with; ZeRO-2 in bfloat16), latents from the cache, averaged weights,
   metrics, monitors;
 - ``official way``: as the paper's trainer works: frames, VAE and text encoder at every visit (from
