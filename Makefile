@@ -58,6 +58,7 @@ bench-%: $(READY)
 bench-gpu: $(READY) ## The benchmarks that have a part for one GPU
 	@$(BIN)/python -m benchmarks.attention --gpu
 	@$(BIN)/python -m benchmarks.model --gpu
+	@$(BIN)/python -m benchmarks.train --gpu
 	@$(BIN)/python -m benchmarks.tables
 
 check: $(READY) ## Format, lint, types, import rule
