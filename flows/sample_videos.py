@@ -29,39 +29,42 @@ class SampleVideos:
     """Makes the sample videos of one run, beside its training.
 
     A checkpoint becomes whole some time after its step, so :meth:`catch_up` is called now and then
-    and makes what is missing. Where the training has the only GPU, both share it.
+    and makes what is missing. Where the training has the only GPU, both share it. What goes wrong
+    here (memory, a checkpoint removed meanwhile) is logged and costs that step's videos, never the
+    training.
 
     Args:
         config: ``generation`` says how videos are made.
-        run_dir: Folder of the run, whose ``job.json`` says how often.
+        run_dir: Folder of the run.
+        every: Steps between videos; 0 = none.
     """
 
-    def __init__(self, config: TriptychConfig, run_dir: Path) -> None:
+    def __init__(self, config: TriptychConfig, run_dir: Path, every: int) -> None:
         self._config = config
         self._run_dir = run_dir
+        self._every = every
+        self._given_up: set[Path] = set()
 
     def catch_up(self) -> list[Path]:
-        """Make the videos of every whole checkpoint that is due and has none; returns folders.
-
-        Raises:
-            CheckpointError: A checkpoint cannot be read.
-        """
+        """Make the videos of every whole checkpoint that is due and has none; returns folders."""
         job_file = self._run_dir / "job.json"
-        if not job_file.is_file():  # the run was finished by somebody else, or never began
+        if not self._every or not job_file.is_file():
             return []
         job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
-        every = job.settings.sample_every
-        if not every:
-            return []
         made: list[Path] = []
         for checkpoint in sorted(job.checkpoints.glob("step_*")):
             record = read_done(checkpoint)
-            if record is None or int(record["step"]) % every:
-                continue
             target = self._run_dir / FOLDER / checkpoint.name
-            if read_done(target) is None:
+            if record is None or int(record["step"]) % self._every or target in self._given_up:
+                continue
+            if read_done(target) is not None:
+                continue
+            try:
                 self._make(job, checkpoint, int(record["step"]), target)
                 made.append(target)
+            except Exception:
+                self._given_up.add(target)
+                log.exception("sample_videos failed=true folder=%s", target)
         return made
 
     def _make(self, job: Job, checkpoint: Path, step: int, target: Path) -> None:

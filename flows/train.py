@@ -162,7 +162,7 @@ def train_stage(
     done = read_done(run_dir)
     finished = done is not None and done["steps"] == settings.steps
     with progress(f"{stage}-progress", stage) as tell:
-        videos = SampleVideos(config, run_dir)
+        videos = SampleVideos(config, run_dir, settings.sample_every)
         on_metrics = _on_metrics(tell, settings.steps, videos)
         manifest = snapshot.manifest(stage)
         retries = with_retries(

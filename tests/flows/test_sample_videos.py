@@ -13,13 +13,12 @@ from training.weights import load_transformer
 
 @pytest.fixture
 def run(ground, tmp_path):  # noqa: F811
-    """A run at step 40 of 60 whose samples are due every 20 steps."""
+    """A run at step 40 of 60."""
     config = ground.config.model_copy(update={"workspace": str(tmp_path)})
-    stage = config.training.sft.model_copy(update={"sample_every": 20})
     manifest = tmp_path / "sft.parquet"
     write_table(manifest, SAMPLES, [make_sample(0), make_sample(1, split="val")])
     run_dir = tmp_path / "runs" / "sft-test"
-    job = job_of(ground, sft=stage).model_copy(update={"manifest": manifest, "run_dir": run_dir})
+    job = job_of(ground).model_copy(update={"manifest": manifest, "run_dir": run_dir})
     weights = {k: p.data for k, p in load_transformer(ground.base).named_parameters()}
     checkpoint(run_dir / "checkpoints", weights, ranks=2, shift=0.01)
     write_text(run_dir / "job.json", job.model_dump_json())
@@ -30,7 +29,9 @@ def run(ground, tmp_path):  # noqa: F811
 
 def test_a_checkpoint_that_is_due_gets_videos_of_the_held_out_stories_once(run):
     config, run_dir = run
-    (folder,) = SampleVideos(config, run_dir).catch_up()
+    assert SampleVideos(config, run_dir, 0).catch_up() == []
+    assert SampleVideos(config, run_dir, 30).catch_up() == []
+    (folder,) = SampleVideos(config, run_dir, 20).catch_up()
     assert folder == run_dir / "samples" / "step_00000040"
     assert read_done(folder)["step"] == 40
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -42,7 +43,17 @@ def test_a_checkpoint_that_is_due_gets_videos_of_the_held_out_stories_once(run):
     assert read_json(folder / "story_0.json")["prompt_id"] == "sample-1"
     with av.open(str(folder / "story_0.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3 * SHAPE.frames
-    assert SampleVideos(config, run_dir).catch_up() == []
+    assert SampleVideos(config, run_dir, 20).catch_up() == []
+
+
+def test_what_goes_wrong_costs_the_videos_and_not_the_training(run, caplog):
+    config, run_dir = run
+    (weights,) = run_dir.glob("checkpoints/*/rank_00001.safetensors")
+    weights.unlink()
+    videos = SampleVideos(config, run_dir, 20)
+    assert videos.catch_up() == videos.catch_up() == []
+    assert caplog.text.count("sample_videos failed=true") == 1
+    assert "rank_00001.safetensors" in caplog.text
 
 
 def test_a_model_is_exported_from_any_checkpoint(run, tmp_path):

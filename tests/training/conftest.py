@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,3 +87,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     write_table(manifest, SAMPLES, [make_sample(i) for i in range(5)])
     encode_manifest(config.training, manifest, base, workspace, painted_frames)
     return Ground(config, workspace, base, manifest)
+
+
+@pytest.fixture
+def without_lazy_modules(monkeypatch):
+    """Torch's compiler pickles, which asks every loaded module for attributes; yt-dlp's break."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "yt_dlp"]:
+        monkeypatch.delitem(sys.modules, name)

@@ -1,6 +1,5 @@
 import os
 import shutil
-import sys
 
 import pytest
 import torch
@@ -32,13 +31,6 @@ def test_block_mask_is_the_one_torch_finds_token_by_token(name, lengths):
     allowed = found.mask_mod(index[:1], index[:1], index[:, None], index[None, :])
     mask = dense_mask(name, *lengths)
     assert torch.equal(allowed, mask if mask is not None else torch.ones_like(allowed))
-
-
-@pytest.fixture
-def without_lazy_modules(monkeypatch):
-    """Torch's compiler pickles, which asks every loaded module for attributes; yt-dlp's break."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "yt_dlp"]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.mark.slow  # runs the C++ compiler

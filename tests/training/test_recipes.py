@@ -50,7 +50,7 @@ def test_adapters_in_bfloat16_with_monitors(ground, tmp_path, monkeypatch):
     assert changed == {"to_q.weight", "to_v.weight"}
     adapters = load_file(run_dir / "model" / LORA_FILE)
     assert len(adapters) == 4 * 2 * 2
-    # three quarters of a checkpoint are float32 moments and averages of the adapters alone
+    # a checkpoint holds what is trained, in float32
     stored = load_file(run_dir / "checkpoints" / "step_00000006" / "rank_00000.safetensors")
     assert {t.dtype for t in stored.values()} == {torch.float32}
     assert all(".lora_" in name for name in stored)

@@ -13,7 +13,6 @@ from torch._dynamo.utils import counters
 from schemas.errors import ConfigError
 from tests.training.models import GRID, SHAPES, inputs, model
 from tests.training.restatement import Restatement
-from tests.training.test_flex import without_lazy_modules  # noqa: F401  (a fixture)
 
 torch.set_num_threads(1)
 
