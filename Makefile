@@ -15,7 +15,7 @@ WORKSPACE ?= workspace
 .DEFAULT_GOAL := help
 # Benchmarks there are, in the order they run; each is benchmarks/NAME.py.
 BENCHES := $(basename $(notdir $(wildcard $(addprefix benchmarks/,$(addsuffix .py, \
-	shots curation manifests embedding attention model train generate)))))
+	shots curation manifests embedding attention model train extension generate)))))
 
 .PHONY: help setup demo test test-fast bench bench-gpu check format lock clean
 
@@ -59,6 +59,8 @@ bench-gpu: $(READY) ## The benchmarks that have a part for one GPU
 	@$(BIN)/python -m benchmarks.attention --gpu
 	@$(BIN)/python -m benchmarks.model --gpu
 	@$(BIN)/python -m benchmarks.train --gpu
+	@$(BIN)/python -m benchmarks.extension --gpu
+	@$(BIN)/python -m benchmarks.generate --gpu
 	@$(BIN)/python -m benchmarks.tables
 
 check: $(READY) ## Format, lint, types, import rule

@@ -1,7 +1,10 @@
 """An experiment: what masks and conditional steps are worth when scenes share a hidden style.
 
 Usage: python -m benchmarks.hidden_style [--steps 1000] [--train 1200] [--held-out 200]
-    [--out build/bench/hidden_style.json]
+    [--cells v1 ...] [--out build/bench/hidden_style.json]
+
+A cell that was trained before, with as many steps and stories, is read back: several can be trained
+side by side by calls with other ``--cells``.
 
 Stories are three consecutive shots of a ToonWorld episode, three frames each, 64 x 64 pixels, made
 latents of 8 x 8 by area-averaging to 16 x 16 and moving two by two pixels into channels (12). Texts
@@ -33,6 +36,7 @@ from torch import Tensor
 from curation.toonworld.captions import caption
 from curation.toonworld.render import film, stage
 from curation.toonworld.world import draw_episode
+from schemas.storage import atomic_path
 from training.base_model import SCHEDULER
 from training.data import draw_int, draw_uniform
 from training.diffusion import diffusion_losses
@@ -52,6 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--train", type=int, default=1200, help="stories")
     parser.add_argument("--held-out", type=int, default=200, help="stories")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--out", type=Path, default=Path("build/bench/hidden_style.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -64,9 +69,17 @@ def main() -> None:
         f"{args.train} + {args.held_out} stories: {time.process_time() - started:.0f} s", flush=True
     )
     losses: dict[str, dict[str, Tensor]] = {}
-    for name, (mask, conditional_p) in CELLS.items():
-        model = train(stories, mask, conditional_p, args.steps)
-        losses[name] = {kind: score(model, held_out, kind == "conditional") for kind in KINDS}
+    for name in args.cells:
+        stored = args.out.with_name(
+            f"hidden_style_{name.replace(', ', '_')}_{args.steps}_{args.train}_{args.held_out}.npz"
+        )
+        if not stored.is_file():
+            model = train(stories, *CELLS[name], args.steps)
+            found = {kind: score(model, held_out, kind == "conditional") for kind in KINDS}
+            with atomic_path(stored) as tmp, tmp.open("wb") as file:
+                np.savez(file, **{kind: values.numpy() for kind, values in found.items()})
+        with np.load(stored) as file:
+            losses[name] = {kind: torch.from_numpy(file[kind]) for kind in KINDS}
         means = {kind: round(float(x.mean()), 4) for kind, x in losses[name].items()}
         print(name, means, f"{time.process_time() - started:.0f} s", flush=True)
     result = {"settings": {k: str(v) for k, v in vars(args).items()}, "rows": rows(losses)}

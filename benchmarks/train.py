@@ -33,9 +33,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.attention import grouped
+from benchmarks.official import attend_the_official_way
 from benchmarks.tables import target, write_report
 from curation.mp4 import write_mp4
 from schemas.config.curation import SourcesConfig
@@ -44,8 +44,6 @@ from schemas.config.training import LatentsConfig, ModelConfig, TrainingConfig, 
 from schemas.layout import Workspace
 from schemas.rows import Sample, Scene
 from schemas.tables import SAMPLES, write_table
-from training import block
-from training.attention import Plan
 from training.base_model import load_scheduler, make_tiny_base, model_sha256
 from training.data import plan_step
 from training.datasets import open_dataset
@@ -240,7 +238,7 @@ def _deepspeed(side: str, job: Job, steps: int) -> tuple[list[float], dict[str, 
         stage = job.settings.model_copy(update={"ema_decay": 0.0})
         training = job.training.model_copy(update={"latents": latents, "sft": stage})
         job = job.model_copy(update={"training": training})
-        block.attend = _grouped  # pyright: ignore[reportPrivateImportUsage]
+        attend_the_official_way()
     with Ranks.joined() as ranks:
         trainer = Trainer(job, ranks)
         lines: list[dict[str, Any]] = []
@@ -253,10 +251,6 @@ def _deepspeed(side: str, job: Job, steps: int) -> tuple[list[float], dict[str, 
 
             times = _timed(step, steps)
         return times, {"mfu": [line["mfu"] for line in lines[WARM_UP:]]}
-
-
-def _grouped(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    return grouped(query, key, value, len(plan.text_lengths), sum(plan.text_lengths))
 
 
 def _plain(job: Job) -> Callable[[], object]:

@@ -242,7 +242,7 @@ class Ablation:
         known = fingerprint_file(Path(truth)) if truth and Path(truth).is_file() else truth
         training: list[object] = []
         if cfg.ablation.train_cells:
-            prompts, rejects = read_prompts(Path(self.config.generation.prompts))
+            prompts, rejects = read_prompts(Path(self.config.generation.prompts), self.config)
             rows = [dataclasses.asdict(row) for row in (*prompts, *rejects)]
             sections = ("training", "generation", "evaluation")
             training = [rows, *(getattr(self.config, s).model_dump(mode="json") for s in sections)]

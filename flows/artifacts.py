@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -15,7 +16,15 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from schemas.counts import StageCount
 
@@ -50,11 +59,21 @@ def leave_summary(key: str, title: str, facts: Mapping[str, object]) -> None:
     create_markdown_artifact(key=key, markdown="\n".join(lines))
 
 
+class _Remaining(TimeRemainingColumn):
+    """The time that is told, or rich's own estimate, which takes all pieces as equal."""
+
+    def render(self, task: Task) -> Text:
+        left_s = task.fields["left_s"]
+        if left_s is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=round(left_s))), style="progress.remaining")
+
+
 @contextmanager
-def progress(key: str, what: str) -> Generator[Callable[[int, int, str], None], None, None]:
+def progress(key: str, what: str) -> Generator[Callable[..., None], None, None]:
     """Show progress of pieces of work: a bar in a terminal, and a progress artifact in Prefect.
 
-    Gives a function ``tell(done, total, note)``.
+    Gives a function ``tell(done, total, note="", left_s=None)``.
     """
     artifact = create_progress_artifact(progress=0.0, key=key, description=what)
     told = 0.0
@@ -64,17 +83,17 @@ def progress(key: str, what: str) -> Generator[Callable[[int, int, str], None], 
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        _Remaining(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        row = bar.add_task(what, total=None, note="")
+        row = bar.add_task(what, total=None, note="", left_s=None)
 
-        def tell(done: int, total: int, note: str = "") -> None:
+        def tell(done: int, total: int, note: str = "", left_s: float | None = None) -> None:
             nonlocal told
-            bar.update(row, completed=done, total=total, note=note)
+            bar.update(row, completed=done, total=total, note=note, left_s=left_s)
             if time.monotonic() - told >= UPDATE_EVERY_S:
                 told = time.monotonic()
                 _update(artifact, 100.0 * done / max(total, 1))

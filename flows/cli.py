@@ -19,6 +19,7 @@ from flows.manifest_commands import manifest
 from flows.model_commands import model
 from flows.options import ConfigFile, InWorkspace, Preset, Set, Verbose
 from flows.options import settings_of as _settings
+from flows.prompt_commands import prompts
 from schemas.config import PRESETS, dump_yaml, load_config, preset
 from schemas.errors import TriptychError
 from schemas.layout import Workspace
@@ -40,6 +41,7 @@ app = typer.Typer(
 
 app.add_typer(manifest, name="manifest")
 app.add_typer(model, name="model")
+app.add_typer(prompts, name="prompts")
 
 
 def _run(flow: Callable[[], Any], verbose: bool) -> Any:
@@ -217,7 +219,10 @@ def train(
 @app.command()
 def generate(
     prompts: Annotated[
-        Path | None, typer.Argument(help="Prompt manifest (Parquet); default: generation.prompts.")
+        Path | None,
+        typer.Argument(
+            help="Prompt manifest: Parquet, CSV, JSONL or JSON; default: generation.prompts."
+        ),
     ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="Model folder; default: the newest SFT run's.")
@@ -226,21 +231,59 @@ def generate(
     preset: Preset = "tiny",
     set_: Set = None,
     workspace: InWorkspace = None,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check every row, and show what would be made and what it costs; load nothing.",
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Generate a multi-scene video for every row of a prompt manifest; nothing is made twice."""
+    """Generate a multi-scene video for every row of a prompt manifest; nothing is made twice.
+
+    A row is a story. Two columns are needed: [bold]prompt_id[/bold], its name, and
+    [bold]prompts[/bold], one text per scene: a list, JSON in a CSV cell, or columns
+    [bold]prompt_1, prompt_2[/bold], ... For example, as CSV:
+
+    [bold]prompt_id,prompt_1,prompt_2,seed,guidance[/bold]
+
+    [bold]bird,Actor1 (a blue bird) wakes.,Actor1 flies off.,7,4.5[/bold]
+
+    or as JSONL:
+
+    [bold]{"prompt_id": "bird", "prompts": ["It wakes.", "It flies off."], "seed": 7}[/bold]
+
+    Other columns, as needed: [bold]extend_prompts[/bold] (scenes added one by one behind the last
+    ones), [bold]negative_prompt[/bold] or [bold]negative_prompts[/bold], [bold]seed[/bold] or
+    [bold]seeds[/bold], [bold]frames[/bold] (1 + a multiple of 4), [bold]given[/bold] (video files
+    of scenes that are not generated), and any sampling setting, such as [bold]steps[/bold],
+    [bold]guidance[/bold] or [bold]scheduler[/bold]. Bad rows are listed with their line and left
+    out; the rest is made.
+
+    Run it again after anything that stopped it: what is finished is kept.
+    [bold]-s generation.actors=2[/bold] works with two copies of the model,
+    [bold]-s generation.micro_batch=4[/bold] denoises four stories at once.
+    """
     changes = list(set_ or [])
     if prompts is not None:
         changes.append(f"generation.prompts={prompts}")
     if model is not None:
         changes.append(f"generation.model={model}")
     settings = _settings(config, preset, changes, workspace)
+    if dry:
+        from flows.generate import show_plan
+
+        show_plan(settings)
+        return
 
     def run() -> None:
-        from flows.generate import generate_batch
+        from flows.generate import generate_batch, show_batch_rejects
 
         result = generate_batch(settings)
-        _finish(result.counts, "generate-batch", batch=result.batch, videos=result.videos)
+        where = {"videos": result.videos, "gallery": result.gallery}
+        _finish(result.counts, "generate-batch", batch=result.batch, **where)
+        show_batch_rejects(result.batch)
 
     _run(run, verbose)
 

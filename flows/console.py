@@ -30,6 +30,10 @@ def show_logs(verbose: bool) -> None:
         logger.setLevel(logging.DEBUG if verbose else logging.INFO)
         logger.handlers = [handler]
         logger.propagate = False
+    # diffusers imports torchao where it is installed; the two then warn of what nobody here can
+    # mend and nothing here uses
+    for name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def show_counts(counts: Sequence[StageCount], title: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from inference.outputs import VideoFiles, write_video
+from inference.outputs import VideoFiles, VideoWriter
 from inference.pipeline import Mask2DiTPipeline
+from inference.prepare import prepare
 from schemas.config import TriptychConfig
 from schemas.rows import Sample
 from schemas.storage import mark_done, read_done
@@ -73,37 +74,50 @@ class SampleVideos:
         model = export_checkpoint(job, checkpoint, target / ".model")
         dtype = getattr(torch, job.training.dtype)
         pipeline = Mask2DiTPipeline.from_pretrained(model, torch_dtype=dtype)
-        pipeline.set_scheduler(self._config.generation.scheduler)
-        if torch.cuda.is_available():
-            pipeline.to("cuda")
-        sampling, shape = self._config.generation, job.training.model
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        prepare(pipeline, self._config.generation, device)
         for number, sample in enumerate(held_out(job.manifest)):
-            begun = time.monotonic()
-            prompts = [scene.caption for scene in sample.scenes]
-            output = pipeline(
-                prompts,
-                frames=shape.frames,
-                height=shape.height_px,
-                width=shape.width_px,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                seed=number,
-            )
-            assert output.frames is not None, "frames were asked for"
-            stem = f"story_{number}"
-            files = VideoFiles(*(target / f"{stem}{end}" for end in (".mp4", ".json", ".jpg")))
-            provenance = {
-                "prompt_id": sample.sample_id,
-                "run": job.run_dir.name,
-                "step": step,
-                "prompts": prompts,
-                "seed": number,
-            }
-            seconds = time.monotonic() - begun
-            write_video(files, output.frames[0], sampling.fps, provenance, seconds)
+            self._story(pipeline, job, number, sample, step, target)
         shutil.rmtree(model)
         mark_done(target, {"step": step, "seconds": round(time.monotonic() - started, 3)})
         log.info("sample_videos step=%d folder=%s", step, target)
+
+    def _story(
+        self,
+        pipeline: Mask2DiTPipeline,
+        job: Job,
+        number: int,
+        sample: Sample,
+        step: int,
+        target: Path,
+    ) -> None:
+        begun = time.monotonic()
+        sampling, shape = self._config.generation, job.training.model
+        prompts = [scene.caption for scene in sample.scenes]
+        output = pipeline(
+            prompts,
+            frames=shape.frames,
+            height=shape.height_px,
+            width=shape.width_px,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            use_dynamic_cfg=sampling.dynamic_guidance,
+            guidance_rescale=sampling.guidance_rescale,
+            seed=number,
+        )
+        assert output.frames is not None, "frames were asked for"
+        provenance = {
+            "prompt_id": sample.sample_id,
+            "run": job.run_dir.name,
+            "step": step,
+            "prompts": prompts,
+            "seed": number,
+        }
+        files = VideoFiles(target, f"story_{number}")
+        with VideoWriter(files, sampling.fps, prompts, provenance) as out:
+            for frames in output.frames:
+                out.add_scene(frames[0])
+            out.finish(time.monotonic() - begun)
 
 
 def held_out(manifest: Path) -> list[Sample]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -184,11 +184,12 @@ def _scene_features(
     generation: Generation, path: Path, embedder: Embedder, scored: int
 ) -> NDArray[float32]:
     """One unit-norm feature per scene, (S, D), from the mp4 as it was written."""
-    length, num_scenes = generation.frames_per_scene, generation.num_scenes
-    wanted = [i for s in range(num_scenes) for i in spread_frames(s * length, length, scored)]
+    starts = accumulate(generation.scene_frames, initial=0)
+    spans = zip(starts, generation.scene_frames, strict=False)
+    wanted = [i for start, length in spans for i in spread_frames(start, length, scored)]
     size = embedder.image_px
     frames = read_frames(path, wanted, height_px=size, width_px=size, mode=embedder.mode)
-    return embedder.embed_clips(frames.reshape(num_scenes, scored, *frames.shape[1:]))
+    return embedder.embed_clips(frames.reshape(generation.num_scenes, scored, *frames.shape[1:]))
 
 
 def _reject(generation: Generation, reason: str, detail: str, *, failed: bool = False) -> Reject:

@@ -14,9 +14,10 @@
       runs/<stage>-<run_id>/             config.yaml, versions.json, metrics.jsonl, log.txt,
                                          checkpoints/, model/, _DONE.json
       runs/LATEST                        names the newest finished run
-      generations/videos/                <generation_id>.mp4, .json, .jpg
+      generations/videos/                <generation_id>.mp4, .json, .jpg, .poster.jpg; if asked for
+                                         .frames/, .scenes/, .latents/ (inference/outputs.py)
       generations/<batch_id>/            generations, scores, rejects (.parquet), scores.json,
-                                         counts.json, _DONE.json
+                                         counts.json, index.html (gallery), _DONE.json
       generations/LATEST                 names the newest finished batch
       ablations/<ablation_id>/           results.parquet, overlap.parquet, index.html, _DONE.json
       ablations/<ablation_id>/cells/<n>/ sft.parquet, run/, generations/, _DONE.json

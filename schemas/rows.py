@@ -313,7 +313,11 @@ class Prompt:
     """One story to generate.
 
     The ``prompts`` are generated together as scenes; each entry of ``extend_prompts`` then adds one
-    scene auto-regressively.
+    scene auto-regressively. ``negative_prompts``, ``seeds`` and ``frames`` are lists over all these
+    scenes, or empty: then ``negative_prompt``, ``seed`` and the configured number of frames serve
+    every scene. ``given`` is a list over ``prompts``: the video file of a scene that is given, or
+    "" for one to generate; empty = none is given. ``settings`` is a JSON object of sampling
+    settings (``schemas.config.SamplingConfig``) in place of the configured ones, or "".
     """
 
     prompt_id: str
@@ -321,6 +325,11 @@ class Prompt:
     negative_prompt: str = ""
     seed: int = 0
     extend_prompts: list[str] = field(default_factory=list[str])
+    negative_prompts: list[str] = field(default_factory=list[str])
+    seeds: list[int] = field(default_factory=list[int])
+    frames: list[int] = field(default_factory=list[int])
+    given: list[str] = field(default_factory=list[str])
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -340,23 +349,28 @@ class Reject:
 class Generation:
     """One generated video, or the error that prevented it.
 
-    ``generation_id`` is a content key over prompt, seed, settings and model hash, so nothing is
-    made twice.
+    ``generation_id`` is a content key over prompt, seeds, settings and model hash, so nothing is
+    made twice. ``prompts``, ``negative_prompts``, ``seeds`` and ``scene_frames`` have one entry per
+    scene; ``given_scenes`` and ``extended_scenes`` say how many of them were given as videos and
+    how many were added auto-regressively.
     """
 
     generation_id: str
     prompt_id: str
     status: str
     video_uri: str
+    video_sha256: str
     prompts: list[str]
+    negative_prompts: list[str]
+    seeds: list[int]
     num_scenes: int
+    given_scenes: int
     extended_scenes: int
-    frames_per_scene: int
+    scene_frames: list[int]
     num_frames: int
     width_px: int
     height_px: int
     fps: int
-    seed: int
     scheduler: str
     steps: int
     guidance: float

@@ -9,6 +9,7 @@ adds: config hash, code version, input snapshot), and stays readable by plain
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ SCHEMA_VERSION = "1.0"
 """Major.minor. Readers refuse another major version; a minor one only adds nullable columns."""
 
 R = TypeVar("R")
+
+_type_hints = functools.cache(typing.get_type_hints)
+"""Working them out anew for every row would take longer than all the rest of reading it."""
 
 _SCALARS: dict[object, pa.DataType] = {
     str: pa.string(),
@@ -165,7 +169,7 @@ def from_arrow(table: Table[R], data: pa.Table) -> list[R]:
 
 def build_row(row_type: type[R], record: Mapping[str, Any]) -> R:
     """A row, with the rows nested in it, from a mapping as ``dataclasses.asdict`` gives it."""
-    hints = typing.get_type_hints(row_type)
+    hints = _type_hints(row_type)
     values: dict[str, Any] = {}
     for f in dataclasses.fields(typing.cast("Any", row_type)):
         value = record[f.name]

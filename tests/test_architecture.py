@@ -9,7 +9,12 @@ ROOT = Path(__file__).parents[1]
 LINE = ["schemas", "curation", "training", "inference", "flows"]
 ONLY_IN = {
     "prefect": {"flows"},
-    "ray": {"curation/pipeline.py", "training/latents_job.py", "flows/doctor.py"},
+    "ray": {
+        "curation/pipeline.py",
+        "training/latents_job.py",
+        "inference/pool.py",
+        "flows/doctor.py",
+    },
     "deepspeed": {"training/engine.py", "flows/doctor.py"},
 }
 FILES = sorted(p for room in LINE for p in (ROOT / room).rglob("*.py"))

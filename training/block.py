@@ -6,6 +6,7 @@ width, M width of the time embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from training.attention import Plan, attend
 from training.modulation import add_gated, modulate
 from training.positions import rotate
+
+Mix = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
+"""Attention: :func:`training.attention.attend` or something with the same arguments."""
 
 
 class Mask2DiTBlock(CogVideoXBlock):
@@ -28,6 +32,7 @@ class Mask2DiTBlock(CogVideoXBlock):
         times: Tensor,
         plan: Plan,
         rotations: Tensor | None,
+        mix: Mix = attend,
     ) -> tuple[Tensor, Tensor]:
         """One layer.
 
@@ -37,6 +42,7 @@ class Mask2DiTBlock(CogVideoXBlock):
             times: (B, S, M) time embedding of every scene, or (B, 1, M) of all.
             plan: The attention mask, the lengths of the scenes, and who shares the sequence.
             rotations: (S*T + L, E/2) complex, of these text and video tokens, or None.
+            mix: What attends.
 
         Returns:
             The new video and text tokens.
@@ -44,7 +50,7 @@ class Mask2DiTBlock(CogVideoXBlock):
         split = [text.shape[1], video.shape[1]]
         text_lengths, video_lengths = plan.own_lengths
         video_in, text_in, video_gate, text_gate = modulate(self.norm1, video, text, times, plan)
-        attended = self.attend(torch.cat([text_in, video_in], 1), plan, rotations)
+        attended = self.attend(torch.cat([text_in, video_in], 1), plan, rotations, mix)
         text_out, video_out = attended.split(split, 1)
         video = add_gated(video, video_gate, video_out, video_lengths)
         text = add_gated(text, text_gate, text_out, text_lengths)
@@ -54,7 +60,9 @@ class Mask2DiTBlock(CogVideoXBlock):
         video = add_gated(video, video_gate, video_out, video_lengths)
         return video, add_gated(text, text_gate, text_out, text_lengths)
 
-    def attend(self, tokens: Tensor, plan: Plan, rotations: Tensor | None) -> Tensor:
+    def attend(
+        self, tokens: Tensor, plan: Plan, rotations: Tensor | None, mix: Mix = attend
+    ) -> Tensor:
         """Self-attention over (B, S*T + L, D) tokens, text first."""
         layer = cast("Any", self.attn1)
         query, key, value = (
@@ -67,5 +75,5 @@ class Mask2DiTBlock(CogVideoXBlock):
             query, key = rotate(query, rotations), rotate(key, rotations)
         value = value.to(query.dtype)  # under autocast the norms give float32
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        mixed = attend(query, key, value, plan)
+        mixed = mix(query, key, value, plan)
         return layer.to_out[1](layer.to_out[0](mixed.transpose(1, 2).flatten(2)))

@@ -171,19 +171,22 @@ class Encoder:
 
 @torch.no_grad()
 def encode_frames(
-    vae: AutoencoderKLCogVideoX, frames: npt.NDArray[np.uint8]
+    vae: AutoencoderKLCogVideoX,
+    frames: npt.NDArray[np.uint8],
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Latents of one scene, as the VAE's posterior.
 
     Args:
         vae: CogVideoX's VAE.
         frames: (frames, height, width, 3) uint8 RGB, frames = 1 + a multiple of 4.
+        device: Where it computes, if not where its weights are (offloading).
 
     Returns:
         Mean and log-variance on the CPU, each (F, C, H, W), not multiplied by the VAE's scaling
         factor. The official trainer draws from them anew at every visit.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(vae.device)
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device or vae.device)
     video = (pixels.permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5) - 1.0  # (1, 3, T, H, W)
     posterior = cast("Any", vae.encode(video)).latent_dist
     mean, logvar = (

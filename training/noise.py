@@ -39,29 +39,3 @@ def scene_noise(seed: int, scene_frames: Sequence[int], frame_shape: Sequence[in
             for place, frames in enumerate(scene_frames)
         ]
     )
-
-
-def initial_noise(
-    seeds: Sequence[int], scenes: Sequence[int], scene_shape: tuple[int, int, int, int]
-) -> Tensor:
-    """Standard normal noise of a batch of stories, float32 on the CPU.
-
-    Args:
-        seeds: One seed per story, length B.
-        scenes: Index of each scene within its story, length S.
-        scene_shape: Shape of one scene's latents, (F, C, H, W).
-
-    Returns:
-        Noise of shape (B, S, F, C, H, W).
-    """
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    torch.randn(scene_shape, generator=scene_generator(seed, scene, "initial"))
-                    for scene in scenes
-                ]
-            )
-            for seed in seeds
-        ]
-    )

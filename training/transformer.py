@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import (
     CogVideoXPatchEmbed,
     TimestepEmbedding,
@@ -31,8 +32,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from schemas.errors import ConfigError
-from training.attention import Plan
-from training.block import Mask2DiTBlock
+from training.attention import Plan, attend
+from training.block import Mask2DiTBlock, Mix
 from training.masks import predicate
 from training.modulation import modulate_out, scene_times
 from training.positions import Timeline, add_sincos, check_policy, rotary
@@ -45,7 +46,7 @@ from training.ulysses import (
 )
 
 
-class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
+class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
     """CogVideoX's transformer for several scenes, with a symmetric attention mask.
 
     The config is that of diffusers' ``CogVideoXTransformer3DModel`` plus what is about scenes:
@@ -175,6 +176,8 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
         timestep: Tensor,
         scene_frames: Sequence[int],
         generated: Tensor | None = None,
+        timeline: Timeline | None = None,
+        mixes: Sequence[Mix] | None = None,
     ) -> Tensor:
         """Predict v for every latent frame.
 
@@ -188,6 +191,9 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
             generated: (B, S) bool, False for scenes that are clean conditions: their video and
                 their text tokens are modulated with the embedding of t = 0. None means all are
                 generated.
+            timeline: Where these scenes are in time if they are part of a longer sequence
+                (:mod:`training.scene_cache`); None lays them out from 0.
+            mixes: What attends in each block, if not :func:`training.attention.attend`.
 
         Returns:
             (B, F, C, H, W). Frames of condition scenes carry no meaning and no loss.
@@ -216,7 +222,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
 
         embedded = self.patch_embed(encoder_hidden_states.flatten(1, 2), hidden_states)
         text, video = embedded.split([sum(plan.text_lengths), sum(plan.video_lengths)], 1)
-        timeline = Timeline.of(scene_steps, self.config.position_policy, self.config.position_gap)
+        timeline = timeline or self.timeline(scene_frames)
         video, rotations = self.place(video, timeline, grid, sum(plan.text_lengths))
         video, text = self.embedding_dropout(video), self.embedding_dropout(text)
         if plan.sharing is not None:
@@ -225,8 +231,9 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
             # these are views with other strides than a layer's output, which would compile twice
             text, video = (x.clone(memory_format=torch.contiguous_format) for x in (text, video))
 
-        for i, block in enumerate(self.transformer_blocks):
-            arguments = (video, text, times, plan, rotations)
+        mixes = mixes or [attend] * len(self.transformer_blocks)
+        for i, (block, mix) in enumerate(zip(self.transformer_blocks, mixes, strict=True)):
+            arguments = (video, text, times, plan, rotations, mix)
             recomputed = self.checkpoint_every and i % self.checkpoint_every == 0
             if recomputed and torch.is_grad_enabled():
                 video, text = checkpoint(block, *arguments, use_reentrant=False)
@@ -302,6 +309,11 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin):
                 "e.g. 45 or 53",
             )
         return [frames // together for frames in scene_frames]
+
+    def timeline(self, scene_frames: Sequence[int]) -> Timeline:
+        """Where scenes of so many latent frames are in time."""
+        steps = self.patched_frames(scene_frames)
+        return Timeline.of(steps, self.config.position_policy, self.config.position_gap)
 
     def place(
         self, video: Tensor, timeline: Timeline, grid: tuple[int, int], text_tokens: int

@@ -17,7 +17,7 @@ from schemas.config.curation import (
     WindowsConfig,
 )
 from schemas.config.files import dump_yaml, load_config
-from schemas.config.generation import EvaluationConfig, GenerationConfig
+from schemas.config.generation import EvaluationConfig, GenerationConfig, SamplingConfig
 from schemas.config.presets import PRESETS, preset
 from schemas.config.root import EngineConfig, TriptychConfig
 from schemas.config.training import ModelConfig, TrainingConfig, TrainStageConfig
@@ -37,6 +37,7 @@ __all__ = [
     "GenerationConfig",
     "ManifestsConfig",
     "ModelConfig",
+    "SamplingConfig",
     "ScorersConfig",
     "ShotsConfig",
     "SimilarityModelConfig",

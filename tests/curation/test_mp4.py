@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from curation.mp4 import write_mp4
+from curation.mp4 import MAX_TITLE_BYTES, open_mp4, write_mp4
 from curation.video import decode, read_frames
 from schemas.errors import InputError
 
@@ -64,4 +64,69 @@ def test_impossible_videos_are_refused_and_leave_nothing(
 ) -> None:
     with pytest.raises(InputError, match=message):
         write_mp4(tmp_path / "video.mp4", frames, fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pieces_are_one_video_with_chapters_that_begin_at_key_frames(tmp_path: Path) -> None:
+    frames = gradient(11)
+    path = tmp_path / "story.mp4"
+    with open_mp4(path, 8, {"title": "A story"}) as out:
+        out.add(frames[:5], "Es schneit: ein Mädchen geht los.")
+        out.add(frames[5:6], "")
+        out.add(frames[6:], "Actor1 \u2014 \u732b")
+        assert not path.exists()
+    with av.open(str(path)) as container:
+        chapters = container.chapters()
+        assert container.metadata["title"] == "A story"
+        keys = [f.pts * f.time_base * 8 for f in container.decode(video=0) if f.key_frame]
+    at = [(c["start"] * c["time_base"] * 8, c["end"] * c["time_base"] * 8) for c in chapters]
+    assert at == [(0, 5), (5, 6), (6, 11)]
+    assert [c["metadata"].get("title", "") for c in chapters] == [
+        "Es schneit: ein Mädchen geht los.", "", "Actor1 \u2014 \u732b",
+    ]  # fmt: skip
+    assert keys == [0, 5, 6]
+    back = read_frames(path, range(11), height_px=64, width_px=96)
+    assert np.abs(back.astype(int) - frames).mean() < 2
+
+
+def test_long_titles_are_cut_between_characters(tmp_path: Path) -> None:
+    with open_mp4(tmp_path / "video.mp4", 8) as out:
+        out.add(gradient(2), "ä" * 200)
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        (chapter,) = container.chapters()
+    title = chapter["metadata"]["title"]
+    assert title == "ä" * 126 + "…"
+    assert len(title.encode()) == MAX_TITLE_BYTES
+
+
+def test_three_hundred_chapters(tmp_path: Path) -> None:
+    with open_mp4(tmp_path / "video.mp4", 8) as out:
+        for number in range(300):
+            out.add(gradient(1)[:, :32, :32], f"scene {number}")
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        titles = [c["metadata"]["title"] for c in container.chapters()]
+    assert titles == [f"scene {number}" for number in range(300)]
+
+
+def test_one_piece_has_the_bytes_of_write_mp4(tmp_path: Path) -> None:
+    frames = gradient()
+    write_mp4(tmp_path / "whole.mp4", frames, 8, {"title": "x"})
+    with open_mp4(tmp_path / "pieces.mp4", 8, {"title": "x"}) as out:
+        out.add(frames[:4])
+        out.add(frames[4:])
+    assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "pieces.mp4").read_bytes()
+
+
+def test_a_video_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), open_mp4(tmp_path / "video.mp4", 8) as out:
+        out.add(gradient())
+        raise OSError("the disk is full")
+    with pytest.raises(InputError, match="needs frames"), open_mp4(tmp_path / "video.mp4", 8):
+        pass
+    with (
+        pytest.raises(InputError, match=r"(?s)one size.*96 x 32"),
+        open_mp4(tmp_path / "v.mp4", 8) as out,
+    ):
+        out.add(gradient())
+        out.add(gradient()[:, :32])
     assert not list(tmp_path.iterdir())

@@ -137,8 +137,10 @@ def write_run(workspace: Workspace, stage: str, finished: bool) -> None:
 
 def write_batch(workspace: Workspace) -> None:
     batch = workspace.generations / "batch1"
-    good = Generation("gen1", "bird", "done", "videos/gen1.mp4", [EVIL, "two", "three", "four"],
-                      4, 1, 9, 36, 96, 64, 8, 7, "ddim", 12, 6.0, "f" * 64, "")  # fmt: skip
+    prompts = [EVIL, "two", "three", "four"]
+    good = Generation("gen1", "bird", "done", "videos/gen1.mp4", "e" * 64, prompts, [""] * 4,
+                      [7] * 4, 4, 0, 1, [9] * 4, 36, 96, 64, 8, "ddim", 12, 6.0, "f" * 64,
+                      "")  # fmt: skip
     bad = replace(good, generation_id="gen2", prompt_id="whale", status="failed", error="no memory")
     frames = np.random.default_rng(0).integers(0, 255, (36, 64, 96, 3), dtype=np.uint8)
     workspace.videos.mkdir(parents=True)

@@ -39,6 +39,7 @@ def test_a_checkpoint_that_is_due_gets_videos_of_the_held_out_stories_once(run):
         "story_0.jpg",
         "story_0.json",
         "story_0.mp4",
+        "story_0.poster.jpg",
     ]
     assert read_json(folder / "story_0.json")["prompt_id"] == "sample-1"
     with av.open(str(folder / "story_0.mp4")) as container:

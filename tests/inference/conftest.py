@@ -35,6 +35,7 @@ def loaded(tiny_base: Path) -> Mask2DiTPipeline:
 @pytest.fixture
 def pipeline(loaded: Mask2DiTPipeline) -> Mask2DiTPipeline:
     loaded.set_scheduler("ddim")
+    loaded.set_progress_bar_config(disable=True)
     return loaded
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -51,15 +52,18 @@ def generation(name: str, num_scenes: int, status: str = "done") -> Generation:
         prompt_id=name,
         status=status,
         video_uri=f"{name}.mp4",
+        video_sha256="0",
         prompts=["a red wall", *["a scene"] * (num_scenes - 1)],
+        negative_prompts=[""] * num_scenes,
+        seeds=[0] * num_scenes,
         num_scenes=num_scenes,
+        given_scenes=0,
         extended_scenes=0,
-        frames_per_scene=5,
+        scene_frames=[5] * num_scenes,
         num_frames=5 * num_scenes,
         width_px=64,
         height_px=32,
         fps=8,
-        seed=0,
         scheduler="ddim",
         steps=1,
         guidance=1.0,
@@ -109,6 +113,18 @@ def test_every_video_is_scored_rejected_or_failed(tmp_path, workspace, config_fo
     evaluate(config, workspace, batch)
     assert {p.name: p.read_bytes() for p in batch.glob("*.parquet")} == tables
     assert [c["stage"] for c in read_json(batch / "counts.json")] == ["evaluate"]
+
+
+def test_scenes_of_unequal_length_are_scored_by_their_own_frames(tmp_path, workspace, config_for):
+    red, blue = (220, 20, 20), (20, 20, 220)
+    frames = np.concatenate([flat(red)[:1], flat(red, red)[:9], flat(blue)])
+    write_mp4(workspace.videos / "uneven.mp4", frames, 8)
+    write_mp4(workspace.videos / "even.mp4", flat(red, red, blue), 8)
+    rows = [generation("even", 3), replace(generation("uneven", 3), scene_frames=[1, 9, 5])]
+    write_table(tmp_path / "generations.parquet", GENERATIONS, rows)
+    (even, uneven), _ = evaluate(config_for([]), workspace, tmp_path)
+    assert uneven.visual == pytest.approx(even.visual, abs=2e-3)
+    assert uneven.visual < 0.95
 
 
 def test_a_generated_batch_is_scored_beside_its_own_counts(tiny_base, workspace, config_for):
