@@ -128,7 +128,7 @@ def actors_of(process: Driver) -> list[psutil.Process]:
 def kill(process: Driver, folder: Path) -> dict[str, tuple[int, int]]:
     """SIGKILL the driver; gives what is finished once its actors are gone too."""
     actors = actors_of(process)
-    assert len(actors) == 2
+    assert actors
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(actors, timeout=60)
