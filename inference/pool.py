@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -178,7 +178,7 @@ def _ray_pool(
         )
     # CPUs are not what limits actors with a GPU, and a local Ray may be told of few.
     cpus = 0 if gpus else threads
-    make: Any = ray.remote(
+    make = cast("Any", ray.remote)(
         num_cpus=cpus, num_gpus=int(gpus > 0), max_concurrency=IN_FLIGHT, max_restarts=0
     )(VideoMaker)
     return Pool(min(wanted or room, tasks), lambda: RayActor(make.remote(*arguments)))

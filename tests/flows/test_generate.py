@@ -82,7 +82,8 @@ def test_many_bad_rows_are_cut_short(capsys):
 
 def test_the_bar_shows_the_time_it_is_told():
     with Progress(disable=True) as bar:
-        task = bar.tasks[bar.add_task("generate", total=10, left_s=3725.4)]
+        bar.add_task("generate", total=10, left_s=3725.4)
+        (task,) = bar.tasks
         assert _Remaining().render(task).plain == "1:02:05"
         bar.update(task.id, left_s=None)
         assert _Remaining().render(task).plain == "-:--:--"
