@@ -106,6 +106,7 @@ def show_plan(config: TriptychConfig) -> None:
     frames = sum(plan.jobs[row].planned.num_frames for row in missing)
     texts = missing_texts(plan.cache, [plan.jobs[row].story for row in missing])
     table = narrow_table("generate-batch would make", "", "")
+    table.show_header = False
     table.add_row("rows", f"{len(plan.jobs) + len(plan.rejects):,}")
     table.add_row("  bad", f"{len(plan.rejects):,}")
     table.add_row("  finished already", f"{len(plan.finished):,}")

@@ -220,6 +220,8 @@ def failure_of(error: BaseException) -> Failure:
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if no_memory or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
         return Failure("memory", "out_of_memory", text)
+    if isinstance(error, Stopped):
+        return Failure("final", "stopped", "the run was ended")
     if isinstance(error, TriptychError):  # it would come again
         return Failure("final", str(getattr(error, "reason", "")) or snake, str(error))
     return Failure("error", snake, text)

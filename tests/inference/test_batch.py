@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -346,6 +348,27 @@ def test_a_batch_in_which_all_fails_is_not_done(tiny_base, workspace, monkeypatc
     (table,) = workspace.generations.glob("*/generations.parquet")
     assert {g.status for g in read_table(table, GENERATIONS)} == {"failed"}
     assert read_done(table.parent) is None
+
+
+def test_an_interrupt_ends_the_run_within_a_step_and_leaves_nothing_half_written(
+    tiny_base, workspace, config_for, monkeypatch
+):
+    steps: list[int] = []
+    real = actor_module.VideoMaker._on_step
+
+    def interrupted(self, done: int, total: int) -> None:
+        steps.append(done)
+        if done == 3:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        real(self, done, total)
+
+    monkeypatch.setattr(actor_module.VideoMaker, "_on_step", interrupted)
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(config_for(PROMPTS[:1], steps=1000), tiny_base, workspace)
+    assert len(steps) < 500
+    assert not list(workspace.generations.rglob("*.*"))
+    assert torch.get_num_threads() == threads
 
 
 def test_bad_rows_are_rejected_and_the_rest_is_made(tiny_base, workspace, config_for):
