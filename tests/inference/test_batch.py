@@ -66,13 +66,9 @@ def test_videos_sidecars_and_tables(tiny_base, workspace, config_for):
         config_for(PROMPTS), tiny_base, workspace, lambda *event: seen.append(event)
     )
     assert (count.input, count.kept, count.failed, count.reused, count.produced) == (2, 2, 0, 0, 7)
-    # four costs more, as it has one scene more, and so it is made first
-    assert [event[:3] for event in seen] == [
-        (0, 2, "encoding 9 texts"),
-        (0, 2, "loading the model"),
-        (1, 2, "four: generated"),
-        (2, 2, "three: generated"),
-    ]
+    assert [event[:2] for event in seen] == [(0, 2), (0, 2), (1, 2), (2, 2)]
+    assert [event[2] for event in seen[:2]] == ["encoding 9 texts", "loading the model"]
+    assert {event[2] for event in seen[2:]} == {"three: generated", "four: generated"}
     assert seen[2][3] > 0
     assert seen[3][3] == 0
     assert latest(workspace.generations) == folder
@@ -290,7 +286,8 @@ def test_an_error_stays_in_its_row_and_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(actor_module, "VideoWriter", FullDisk)
         folder, count = run_batch(config, tiny_base, workspace)
-    assert calls == [["four"], ["three"], *[["four"]] * retries]
+    assert sorted(calls[:2]) == [["four"], ["three"]]
+    assert calls[2:] == [["four"]] * retries
     assert (count.kept, count.failed, count.reasons) == (1, 1, {"os_error": 1})
     rows = rows_of(folder)
     assert rows["three"].status == "done"

@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from curation.pipeline import start_ray, stop_ray
 from inference.batch import run_batch
 from inference.plan import plan_batch
-from schemas.config import TriptychConfig
+from schemas.config import EngineConfig, TriptychConfig
+from schemas.errors import ConfigError, ExternalToolError
 from schemas.layout import Workspace
 from schemas.rows import Prompt
 from schemas.storage import latest, read_json
@@ -184,12 +186,36 @@ def test_killed_again_and_again_the_table_is_that_of_an_uninterrupted_run(start,
     assert "actor_died" in (killed / "log.txt").read_text()
 
 
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """Ray in this process, shared by the tests below; a batch leaves it running."""
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in range(5):
+        try:
+            start_ray(EngineConfig(num_cpus=2))
+            break
+        except ExternalToolError:  # as in DRIVER
+            stop_ray()
+    yield
+    stop_ray()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_more_actors_than_there_is_room_for_are_refused(
+    ray_here, tiny_base: Path, workspace: Workspace, config_for
+):
+    for changes in ({"actors": 3}, {"actors": 2, "threads": 2}):
+        config = config_for([Prompt(f"p{i}", ["One."]) for i in range(3)], **changes)
+        with pytest.raises(ConfigError, match="no room for the actors"):
+            run_batch(config, tiny_base, workspace)
+
+
 def test_a_row_that_kills_its_actors_fails_and_the_others_are_made(
-    tiny_base: Path, workspace: Workspace, config_for
+    ray_here, tiny_base: Path, workspace: Workspace, config_for
 ):
     """The killer is real: a process that kills whatever actor makes that row's video."""
     prompts = [Prompt(f"p{i}", ["One."], seed=i) for i in range(6)]
-    config: TriptychConfig = config_for(prompts, steps=1, guidance=1.0, actors=2, retries=1)
+    config: TriptychConfig = config_for(prompts, steps=1, guidance=1.0, actors=2, retries=0)
     plan = plan_batch(config, tiny_base, workspace)
     target = plan.jobs[2].files.video
     watcher = subprocess.Popen([sys.executable, "-c", KILLER, str(target), str(os.getpid())])
