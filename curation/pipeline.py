@@ -60,6 +60,10 @@ _before_ray: list[Any] = []
 """The SIGTERM handler there was before Ray started."""
 
 
+START_TRIES = 3
+"""Ray gives a local node 30 s to start, a fixed number; a busy machine may take longer once."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """One piece of work: what to do, and the file its result goes to."""
@@ -98,22 +102,29 @@ def start_ray(engine: EngineConfig) -> None:
         }
     log.info("engine=ray state=starting address=%s", engine.ray_address or "local")
     _before_ray.append(signal.getsignal(signal.SIGTERM))
-    try:
-        ray.init(
-            address=engine.ray_address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **local,
-        )
-    except Exception as error:  # a node too slow to start is told with a plain Exception
+    failed: Exception | None = None
+    for tries in range(1, START_TRIES + 1):
+        try:
+            ray.init(
+                address=engine.ray_address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **local,
+            )
+            break
+        except Exception as error:  # a node too slow to start is told with a plain Exception
+            log.warning("engine=ray state=not_started tries=%d error=%r", tries, str(error)[:300])
+            failed = error
+            ray.shutdown()
+    if not ray.is_initialized():
         raise ExternalToolError(
             "Ray does not start"
             if engine.ray_address is None
             else "the Ray cluster does not answer",
             where=f"engine.ray_address {engine.ray_address!r}",
-            found=error,
+            found=failed,
             do="look at Ray's log files, or check the address",
-        ) from error
+        ) from failed
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -168,7 +168,7 @@ class _Progress:
 def _cached(pipeline: Mask2DiTPipeline) -> CachedDenoiser | None:
     """The transformer with its cache, or None where that would not be exact."""
     reason = why_no_cache(pipeline.transformer)
-    log.info("scene cache=%s reason=%r", reason is None, reason)
+    log.debug("scene cache=%s reason=%r", reason is None, reason)
     return None if reason else CachedDenoiser(pipeline.transformer)
 
 
