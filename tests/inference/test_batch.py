@@ -361,8 +361,13 @@ def test_an_interrupt_ends_the_run_within_a_step_and_leaves_nothing_half_written
 
     monkeypatch.setattr(actor_module.VideoMaker, "_on_step", interrupted)
     threads = torch.get_num_threads()
-    with pytest.raises(KeyboardInterrupt):
-        run_batch(config_for(PROMPTS[:1], steps=1000), tiny_base, workspace)
+    # a shell's background jobs, and all they start, ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(config_for(PROMPTS[:1], steps=1000), tiny_base, workspace)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(steps) < 500
     assert not list(workspace.generations.rglob("*.*"))
     assert torch.get_num_threads() == threads
