@@ -231,7 +231,7 @@ def report(found: dict[str, list[dict[str, Any]]], out: Path) -> None:
 
 def _about(*, gpu: bool) -> str:
     parts = (__doc__ or "").split("\n\n")
-    return " ".join((parts[-1] if gpu else " ".join(parts[2:-1])).split())
+    return " ".join((parts[-1] if gpu else " ".join(parts[2:-1])).replace("- ``", "``").split())
 
 
 @torch.no_grad()

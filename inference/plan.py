@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from curation.inputs import uris
 from inference.outputs import VideoFiles, finished_sha256
@@ -26,8 +24,7 @@ from schemas.rows import Generation, Prompt, Reject, stable_id
 from schemas.storage import fingerprint, fingerprint_file
 from training.base_model import model_sha256
 from training.cache import TIME_COMPRESSION, LatentCache
-from training.cost import Tokens, layer_flops, outside_flops
-from training.transformer import Mask2DiTTransformer3DModel
+from training.cost import Tokens, layer_flops, outside_flops, read_skeleton
 
 STAGE = "generate"
 SAMPLER_VERSION = "2"
@@ -90,7 +87,14 @@ def plan_batch(config: TriptychConfig, model_dir: Path, workspace: Workspace) ->
     if not prompts:
         lines = "; ".join(f"{r.detail} ({r.reason})" for r in rejects[:5]) or "no rows"
         raise ManifestError("no row of the prompt manifest is usable", where=manifest, found=lines)
-    transformer = _transformer_config(model_dir)
+    if not (model_dir / "model_index.json").is_file():
+        raise CheckpointError(
+            "the model folder is not there",
+            where=model_dir,
+            expected="a folder with model_index.json",
+            do="train a model first, or give its folder in generation.model",
+        )
+    transformer = dict(read_skeleton(model_dir).config)
     sha256 = model_sha256(model_dir)
     jobs = [_job(prompt, config, sha256, workspace) for prompt in prompts]
     absolute = Workspace(workspace.root.absolute())
@@ -125,29 +129,6 @@ def story_flops(
         context = frames[max(0, scene - story.sampling.context_scenes) : scene]
         step += forward([*context, frames[scene]]) - (forward(context) if cached else 0.0)
     return step * story.sampling.steps * (2 if story.sampling.guidance > 1 else 1)
-
-
-def _transformer_config(model_dir: Path) -> dict[str, Any]:
-    """The whole config of a model folder's transformer; no weights are loaded."""
-    cls = cast("Any", Mask2DiTTransformer3DModel)
-    if not (model_dir / "model_index.json").is_file():
-        raise CheckpointError(
-            "the model folder is not there",
-            where=model_dir,
-            expected="a folder with model_index.json",
-            do="train a model first, or give its folder in generation.model",
-        )
-    try:
-        config = cls.load_config(model_dir / "transformer", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the transformer's config cannot be read",
-            where=model_dir / "transformer",
-            found=error,
-            do="give a whole model folder in diffusers' CogVideoX layout",
-        ) from error
-    with torch.device("meta"):
-        return dict(cls.from_config(config).config)
 
 
 def _job(prompt: Prompt, config: TriptychConfig, sha256: str, workspace: Workspace) -> Job:

@@ -185,13 +185,18 @@ class Model:
     trainable: int
 
 
-def read_model(folder: Path, training: TrainingConfig) -> Model:
-    """Read the transformer's config of a model folder, and count its weights; loads none.
+def read_skeleton(
+    folder: Path, settings: Mapping[str, Any] | None = None
+) -> Mask2DiTTransformer3DModel:
+    """The transformer of a model folder without its weights, which stay on the meta device.
+
+    Args:
+        folder: Model folder.
+        settings: What replaces its own config.
 
     Raises:
         CheckpointError: The config cannot be read.
-        ConfigError: The config is of a variant that is not supported, or ``trainable`` or ``lora``
-            name nothing.
+        ConfigError: The config is of a variant that is not supported.
     """
     cls = cast("Any", Mask2DiTTransformer3DModel)
     try:
@@ -204,7 +209,19 @@ def read_model(folder: Path, training: TrainingConfig) -> Model:
             do="give a whole model folder in diffusers' CogVideoX layout",
         ) from error
     with torch.device("meta"):
-        model = cls.from_config({**config, **training.model.scene_settings})
+        return cls.from_config({**config, **(settings or {})})
+
+
+def read_model(folder: Path, training: TrainingConfig) -> Model:
+    """Read the transformer's config of a model folder, and count its weights; loads none.
+
+    Raises:
+        CheckpointError: The config cannot be read.
+        ConfigError: The config is of a variant that is not supported, or ``trainable`` or ``lora``
+            name nothing.
+    """
+    model = read_skeleton(folder, training.model.scene_settings)
+    with torch.device("meta"):  # adapters are made here
         trainable = choose_trainable(model, training)
     parameters = sum(p.numel() for p in model.parameters())
     return Model(dict(model.config), parameters, trainable)
