@@ -40,10 +40,10 @@ demo: $(READY) ## Run the whole pipeline on the embedded samples and show the re
 	@$(BIN)/triptych demo --workspace $(WORKSPACE)
 
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY) ## Tests that start no Ray, Prefect, DeepSpeed, browser or server (minutes)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: $(addprefix bench-,$(BENCHES)) ## All benchmarks, then docs/benchmarks.md; bench-NAME: one (ARGS=...)
 

@@ -101,8 +101,12 @@ def finished(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def wait_for(count: int, folder: Path, process: Driver) -> None:
+    wait_until(lambda: len(finished(folder)) >= count, folder, process)
+
+
+def wait_until(done: Callable[[], bool], folder: Path, process: Driver) -> None:
     deadline = time.monotonic() + 900
-    while len(finished(folder)) < count:
+    while not done():
         assert process.poll() is None, (folder / "log.txt").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -142,6 +146,7 @@ def test_killed_again_and_again_the_table_is_that_of_an_uninterrupted_run(start,
     wait_for(len(first) + good // 8, killed, process)
     victim, _ = actors_of(process)
     victim.send_signal(signal.SIGKILL)
+    wait_until(lambda: "actor_died" in (killed / "log.txt").read_text(), killed, process)
     wait_for(len(first) + good // 4, killed, process)
     second = kill(process, killed)
     assert first.items() <= second.items()
@@ -175,7 +180,6 @@ def test_killed_again_and_again_the_table_is_that_of_an_uninterrupted_run(start,
         "invalid_seed", "invalid_frames", "invalid_settings", "empty_prompts",
         "duplicate_prompt_id",
     }  # fmt: skip
-    assert "actor_died" in (killed / "log.txt").read_text()
 
 
 @pytest.fixture(scope="module")
