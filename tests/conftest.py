@@ -1,6 +1,5 @@
 """Shared by all tests: the project's folder, and a Prefect that keeps to a folder of its own."""
 
-import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,8 +10,6 @@ os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
 from hypothesis import settings
-
-from flows.console import LOGGERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,14 +22,3 @@ settings.load_profile("untimed")
 def _in_the_project(monkeypatch: pytest.MonkeyPatch):
     """Default configs name ``assets/samples`` relative to the project."""
     monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture(autouse=True)
-def _loggers_as_they_were():
-    """A command run in this process takes the stages' lines for its terminal, and keeps them."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(x.level, x.propagate, x.handlers) for x in loggers]
-    yield
-    for x, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        x.setLevel(level)
-        x.propagate, x.handlers = propagate, handlers

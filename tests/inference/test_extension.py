@@ -216,7 +216,7 @@ def test_given_scenes_with_kept_keys(causal):
 
 
 def test_other_masks_run_without_kept_keys(pipeline, caplog):
-    with caplog.at_level("INFO", logger="inference.extension"):
+    with caplog.at_level("DEBUG", logger="inference.extension"):
         with_cache, without = (scenes_of(pipeline, story(2, 1), kv_cache=k) for k in (True, False))
     assert all(torch.equal(a, b) for a, b in zip(with_cache, without, strict=True))
     assert "scene cache=False" in caplog.text
