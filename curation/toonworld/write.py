@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def write_dataset(
     height_px: int,
     width_px: int,
     fps: int = 8,
+    tell: Callable[[int], None] | None = None,
 ) -> int:
     """Write the first ``episodes`` and ``compilations`` of a seed, and what there is to know.
 
@@ -60,6 +61,7 @@ def write_dataset(
         height_px: Even, 32 or more.
         width_px: Even, 32 or more.
         fps: Frames per second, 4 or more, as motion needs.
+        tell: Called after each video with how many are done.
 
     Returns:
         Videos rendered now, less those kept.
@@ -83,6 +85,8 @@ def write_dataset(
     rendered = 0
     for done, video in enumerate(videos, 1):
         rendered += write_video(folder, video, seed, height_px, width_px, fps)
+        if tell is not None:
+            tell(done)
         if done % _LOG_EVERY == 0:
             log.info("toonworld videos=%d of=%d rendered=%d", done, len(videos), rendered)
     write_tables(folder, videos, fps)

@@ -1,0 +1,1 @@
+"""How the embedded models of ``assets/tiny/`` are trained, on ToonWorld, with a CPU."""
