@@ -4,6 +4,10 @@ The blocks and the text encoder are OpenCLIP's; the names of all weights are tho
 files. Sizes (B/16, L/14) are told from the weights' shapes. Only the encoding of test time is here:
 no patch is masked, nothing is dropped.
 
+A checkpoint trained on few words, such as ours of ``assets/tiny/viclip``, may hold the rows of its
+own tokens alone: tensor ``text_encoder.token_ids`` then names them, in rising order, and
+``text_encoder.token_embedding.weight`` has one more row in front, that of every other token.
+
 Source: InternVid (arXiv 2307.06942); OpenGVLab/InternVideo, Data/InternVid/viclip (viclip.py,
 viclip_vision.py, viclip_text.py, simple_tokenizer.py) and its demo. Unlike there, all tokens of a
 frame follow each other (which attention does not notice), long captions may be read in pieces, and
@@ -46,12 +50,15 @@ CONTEXT = 32
 
 _WHAT = "ViCLIP"
 _VOCABULARY = 49408
+_TOKENS = "text_encoder.token_embedding.weight"
+TOKEN_IDS = "text_encoder.token_ids"
+"""Which tokens' rows a checkpoint holds, if not all of them."""
 _HEAD = 64
 """Width of an attention head, in all sizes of CLIP."""
 _LAYERS = {"vision_encoder": {1024: 24, 768: 12}, "text_encoder": {768: 12, 512: 12}}
 """Layers of the official widths, so that a missing last layer is noticed."""
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 """ImageNet's, not CLIP's, as in ViCLIP's training code and demo."""
 _CHECKED_PATCHES = 32
 """Of the first frame; enough to see whether the encoder works at all, and quick on a CPU."""
@@ -59,7 +66,7 @@ _TELLING = (
     "vision_encoder.conv1.weight",
     "vision_encoder.positional_embedding",
     "vision_encoder.proj",
-    "text_encoder.token_embedding.weight",
+    _TOKENS,
 )
 """Weights whose shapes tell the sizes."""
 
@@ -165,9 +172,9 @@ class ViCLIPEmbedder:
         self._model = model.to(self._device)
         self._long_text: LongText = long_text
         self._tokenizer = SimpleTokenizer(context_length=CONTEXT)
-        std = torch.tensor(_STD, device=self._device).view(3, 1, 1)
+        std = torch.tensor(STD, device=self._device).view(3, 1, 1)
         self._scale = 1 / (255 * std)
-        self._offset = torch.tensor(_MEAN, device=self._device).view(3, 1, 1) / std
+        self._offset = torch.tensor(MEAN, device=self._device).view(3, 1, 1) / std
         self._check(file)
 
     def embed_clips(self, frames: Frames) -> Vector:
@@ -241,7 +248,9 @@ def load_viclip(file: Path) -> tuple[ViCLIP, Sizes]:
         CheckpointError: The file cannot be read, names are missing or not expected, a shape is
             another one, or the weights are not trained ones.
     """
-    state = read_weights(file, None if file.suffix == ".safetensors" else "model")
+    state = _with_all_tokens(
+        file, read_weights(file, None if file.suffix == ".safetensors" else "model")
+    )
     sizes = sizes_of(file, state)
     # On the meta device nothing is allocated or drawn at random before the weights come.
     with torch.device("meta"):
@@ -252,6 +261,29 @@ def load_viclip(file: Path) -> tuple[ViCLIP, Sizes]:
     text.attn_mask = text.build_causal_mask()  # of no weights, so still on the meta device
     check_filled(file, model, _WHAT)
     return model.eval().requires_grad_(False), sizes
+
+
+def _with_all_tokens(file: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with a row for every token of the vocabulary; see the text of this module."""
+    if TOKEN_IDS not in state or _TOKENS not in state:
+        return state
+    ids, rows = state[TOKEN_IDS], state[_TOKENS]
+    if (
+        ids.dtype != torch.int64
+        or ids.ndim != 1
+        or rows.shape[:1] != (len(ids) + 1,)
+        or not bool(((ids >= 0) & (ids < _VOCABULARY)).all() and (ids.diff() > 0).all())
+    ):
+        raise CheckpointError(
+            "the rows of tokens are not named as they must be",
+            where=f"{file}, {TOKEN_IDS}",
+            found=f"{ids.dtype} of shape {tuple(ids.shape)}, rows of shape {tuple(rows.shape)}",
+            expected=f"rising int64 from 0 to {_VOCABULARY - 1}, one fewer than there are rows",
+            do="fetch the file again",
+        )
+    every = rows[:1].repeat(_VOCABULARY, 1)
+    every[ids] = rows[1:]
+    return {k: v for k, v in state.items() if k != TOKEN_IDS} | {_TOKENS: every}
 
 
 def sizes_of(file: Path, state: Mapping[str, Tensor]) -> Sizes:
