@@ -38,6 +38,8 @@ CHROMA = (9, 16)
 # Codecs whose packets are frames one to one, so that a skipped frame still has its number. VP8 and
 # VP9 also send packets that are never shown, and decoders of the others ignore skip_frame.
 _SKIPPABLE = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"}
+_SKIPPED_FROM_FPS = 16
+"""In slower files a dissolve or fade of half a second has too few frames to leave any out."""
 # Elsewhere PTS after a seek are guesses.
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}
 _CHUNK = 64  # frames pooled at once; only saves numpy calls
@@ -92,6 +94,7 @@ def read_thumbs(path: Path, *, skip: bool = True) -> Thumbs:
         sampler = Sampler(path, time_base)
         context = _cheapen(stream)
         skips = skip and context.codec.canonical_name in _SKIPPABLE
+        skips &= (stream.average_rate or _SKIPPED_FROM_FPS) >= _SKIPPED_FROM_FPS
         context.skip_frame = "NONREF" if skips else "DEFAULT"
         for packet in _demux(container, stream, path):
             if packet.size:

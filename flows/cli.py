@@ -20,6 +20,7 @@ from flows.model_commands import model
 from flows.options import ConfigFile, InWorkspace, Preset, Set, Verbose
 from flows.options import settings_of as _settings
 from flows.prompt_commands import prompts
+from flows.reproduce_command import reproduce
 from flows.toonworld_command import toonworld
 from schemas.config import PRESETS, dump_yaml, load_config, preset
 from schemas.errors import TriptychError
@@ -44,6 +45,7 @@ app.add_typer(manifest, name="manifest")
 app.add_typer(model, name="model")
 app.add_typer(prompts, name="prompts")
 app.command()(toonworld)
+app.command()(reproduce)
 
 
 def _run(flow: Callable[[], Any], verbose: bool) -> Any:

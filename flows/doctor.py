@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ def _codec(name: str) -> Finding:
 
 
 @contextmanager
-def _same_priority() -> Iterator[None]:
+def _same_priority() -> Generator[None]:
     """Undo what SVT-AV1 does for root: it makes its caller, and so all children, real-time.
 
     The highest real-time priority starves everything else on the machine.

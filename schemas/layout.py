@@ -22,6 +22,7 @@
       ablations/<ablation_id>/           results.parquet, overlap.parquet, index.html, _DONE.json
       ablations/<ablation_id>/cells/<n>/ sft.parquet, run/, generations/, _DONE.json
       ablations/LATEST                   names the newest ablation
+      reproductions/<id>/                what `triptych reproduce` makes (flows/reproduce.py)
       reports/<name>.html
 """
 
@@ -88,6 +89,11 @@ class Workspace:
     def ablations(self) -> Path:
         """All threshold ablations."""
         return self.root / "ablations"
+
+    @property
+    def reproductions(self) -> Path:
+        """All reproductions of the paper's tables."""
+        return self.root / "reproductions"
 
     @property
     def reports(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -178,27 +179,46 @@ def make_tiny_base(folder: Path, model_cfg: ModelConfig) -> Path:
     made_from = {
         "version": TINY_VERSION,
         **model_cfg.scene_settings,
-        **model_cfg.model_dump(include={"frames", "height_px", "width_px", "text_tokens", "seed"}),
+        **model_cfg.model_dump(include={"frames", "height_px", "width_px", "text_tokens"}),
     }
+    return make_base(folder, made_from, model_cfg.seed, lambda at: _write_tiny(at, model_cfg))
+
+
+def make_base(
+    folder: Path, made_from: Mapping[str, Any], seed: int, write: Callable[[Path], None]
+) -> Path:
+    """Write a seeded model folder, whole or not at all.
+
+    Args:
+        folder: Where it is to be; a finished folder made from the same is reused, one made from
+            something else replaced.
+        made_from: All that decides what is written but the seed; JSON-able.
+        seed: Of torch, while ``write`` works.
+        write: Fills a folder.
+
+    Raises:
+        ConfigError: Something else is in the way.
+    """
+    made_from = {**made_from, "seed": seed}
     done = read_done(folder)
     if done is not None and done.get("made_from") == made_from:
         return folder
     if done is None and folder.exists():
         raise ConfigError(
-            "there is something else where the tiny base model is to be written",
+            "there is something else where a base model is to be written",
             where=folder,
-            expected="a folder made by make_tiny_base, or nothing",
+            expected="a base model that was made here, or nothing",
             do="move it away, or choose another workspace",
         )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(model_cfg.seed)
-        _write_tiny(partial, model_cfg)
+        torch.manual_seed(seed)
+        write(partial)
     mark_done(partial, {"made_from": made_from, "sha256": fingerprint_folder(partial)})
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    log.info("tiny_base folder=%s seed=%d", folder, model_cfg.seed)
+    log.info("base folder=%s seed=%d", folder, seed)
     return folder
 
 
@@ -250,13 +270,23 @@ def _write_tiny(folder: Path, cfg: ModelConfig) -> None:
         feed_forward_proj="gated-gelu",
     )
     T5EncoderModel(text_config).save_pretrained(folder / "text_encoder")
+    write_index(folder, "ByT5Tokenizer")
+
+
+def write_index(folder: Path, tokenizer: str) -> None:
+    """Write what a model folder has besides its networks: ``scheduler/`` and the index.
+
+    Args:
+        folder: The model folder.
+        tokenizer: transformers' class of its tokenizer.
+    """
     CogVideoXDDIMScheduler(**cast("Any", SCHEDULER)).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "CogVideoXPipeline",
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
         "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "ByT5Tokenizer"],
+        "tokenizer": ["transformers", tokenizer],
         "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
     }
     write_json(folder / "model_index.json", index)

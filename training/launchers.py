@@ -222,7 +222,7 @@ def _environment(env: Mapping[str, str], ranks: int, here: bool) -> dict[str, st
     own = dict(env)
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
     if here:
-        own["OMP_NUM_THREADS"] = threads
+        own.setdefault("OMP_NUM_THREADS", threads)  # several trainings may share a machine
         if not torch.cuda.is_available():
             own["DS_ACCELERATOR"] = "cpu"
     else:  # the other machines may have more cores, and GPUs where this one has none

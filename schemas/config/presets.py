@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from schemas.config.curation import ClipsConfig, CurationConfig, WindowsConfig
-from schemas.config.generation import GenerationConfig
+from schemas.config.curation import (
+    ClipsConfig,
+    CurationConfig,
+    EmbeddingConfig,
+    FiltersConfig,
+    SourcesConfig,
+    WindowsConfig,
+)
+from schemas.config.generation import EvaluationConfig, GenerationConfig
 from schemas.config.root import TriptychConfig
 from schemas.config.training import ModelConfig, TrainingConfig, TrainStageConfig
 from schemas.errors import ConfigError
@@ -72,6 +79,48 @@ def paper_sft() -> TriptychConfig:
     pretrain = config.training.pretrain.model_copy(update={"steps": 0})
     return config.model_copy(
         update={"training": config.training.model_copy(update={"pretrain": pretrain})}
+    )
+
+
+def toonworld(folder: str = "toonworld") -> TriptychConfig:
+    """A folder of ToonWorld (`triptych toonworld`), the embedded models around a fresh DiT, a CPU.
+
+    Args:
+        folder: Where ``triptych toonworld`` wrote its videos.
+    """
+    stage = TrainStageConfig(
+        steps=1000,
+        batch_size=16,
+        micro_batch_size=16,
+        lr=2e-3,
+        warmup_steps=50,
+        ema_decay=0.995,
+        checkpoint_every=250,
+    )
+    viclip = "assets/tiny/viclip"
+    return TriptychConfig(
+        curation=CurationConfig(
+            dataset="toonworld",
+            sources=SourcesConfig(inputs=(folder,), captions_csv=f"{folder}/captions.csv"),
+            clips=ClipsConfig(min_frames=10),
+            # measured on films, these would take dark, flat or calm cartoons for black or still
+            filters=FiltersConfig(max_black_ratio=None, max_still_ratio=None, max_comb_ratio=None),
+            embedding=EmbeddingConfig(model="viclip", weights=viclip, long_text="chunk"),
+        ),
+        training=TrainingConfig(
+            model=ModelConfig(
+                base="assets/tiny/model",
+                frames=5,
+                height_px=64,
+                width_px=64,
+                max_stride=2,
+                text_tokens=48,
+            ),
+            pretrain=stage,
+            sft=stage.model_copy(update={"conditional_p": 0.5}),
+        ),
+        generation=GenerationConfig(steps=20, guidance=3.0, micro_batch=8, fps=4),
+        evaluation=EvaluationConfig(model="viclip", weights=viclip, long_text="chunk"),
     )
 
 

@@ -41,9 +41,11 @@ def mixed(a: Frames, b: Frames, length: int) -> Frames:
     return np.concatenate([a[:-length], middle.astype(np.uint8), b[length:]])
 
 
-def write(path: Path, frames: Frames, codec: str = "libx264", **options: str) -> Path:
+def write(
+    path: Path, frames: Frames, codec: str = "libx264", rate: int = 25, **options: str
+) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1
         for picture in frames:
@@ -147,6 +149,20 @@ def test_skipping_frames_finds_what_decoding_all_finds(tmp_path):
     assert len(skipped) < len(skipped.all_pts)
     everything = read_thumbs(path, skip=False)
     assert [t.end_frame for t in found(path)] == [t.end_frame for t in decide(everything)]
+
+
+def test_a_short_fade_in_a_slow_film_loses_none_of_its_frames(tmp_path):
+    a, b = scene(29, 40), scene(30, 40)
+    share = np.array([2, 1, 0, 0, 0, 0])[:, None, None, None] / 3
+    rise = np.array([0, 0, 0, 1, 2, 3])[:, None, None, None] / 4
+    middle = (a[34:] * share + b[:6] * rise).astype(np.uint8)
+    film = np.concatenate([a[:34], middle, b[6:]])
+    path = write(tmp_path / "film.mp4", film, rate=8, **{"x264-params": "bframes=3:b-adapt=0"})
+    transitions, thumbs = find_transitions(path)
+    assert len(thumbs) == len(film)
+    assert {t.kind for t in transitions} == {"fade"}
+    assert transitions[0].start_frame <= 36
+    assert transitions[-1].end_frame >= 40
 
 
 def test_filling_in_gives_the_frames_of_a_full_decode(tmp_path):

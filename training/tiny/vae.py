@@ -76,7 +76,7 @@ def main() -> None:
     held_out = load_stories(args.work, HELD_OUT_SEED, args.held_out)
     scores = score(vae, held_out)
     vae.register_to_config(scaling_factor=scores["scaling_factor"])
-    vae.save_pretrained(args.out)
+    vae.half().save_pretrained(args.out)
     write_json(args.work / "vae.json", {"scores": scores, "curve": curve})
     log.info("vae scores=%s", scores)
 
