@@ -1,7 +1,6 @@
 # Everything a fresh machine needs is made here: Python 3.11, pip, make and git are enough.
 #
 #   make demo       the whole pipeline on the embedded samples, result shown
-#   make reproduce  the paper's ablation tables, trained on a CPU
 #   make test       everything that runs without a GPU
 #   make help       all targets
 
@@ -19,7 +18,7 @@ BENCHES := $(basename $(notdir $(wildcard $(addprefix benchmarks/,$(addsuffix .p
 	shots toonworld_shots curation manifests embedding attention model train extension \
 	generate)))))
 
-.PHONY: help setup demo reproduce test test-fast bench bench-gpu check format lock clean
+.PHONY: help setup demo test test-fast bench bench-gpu check format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,9 +39,6 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY) ## Run the whole pipeline on the embedded samples and show the result
 	@$(BIN)/triptych demo --workspace $(WORKSPACE)
-
-reproduce: $(READY) ## The paper's ablation tables (a day on two cores; ARGS=--quick: an hour)
-	@$(BIN)/triptych reproduce --workspace $(WORKSPACE) --page docs/reproduction.md $(ARGS)
 
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -23,7 +23,7 @@ from schemas.storage import fingerprint
 
 STAGE_VERSION = {
     "sources": 2,
-    "shots": 4,
+    "shots": 5,
     "clips": 3,
     "filters": 1,
     "scores": 1,
