@@ -331,23 +331,26 @@ def report(
 @app.command()
 def demo(
     config: ConfigFile = None,
-    preset: Preset = "tiny",
+    preset: Preset = "toonworld",
     set_: Set = None,
     workspace: InWorkspace = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run the whole pipeline on the embedded samples: curate, train, generate, evaluate, report.
+    """Run the whole pipeline here: curate, train, generate, evaluate, report.
 
-    The model is tiny and trained for seconds: it makes texture, not film. What the demo shows is
-    that every part works here.
+    Cartoon episodes are drawn into the workspace and curated as any film would be; the embedded
+    model is fine-tuned on them for a minute and then generates stories. With [bold]-p tiny[/bold]
+    the films are five short real ones, and the model a random one: it makes texture, not film.
     """
     settings = _settings(config, preset, set_, workspace)
 
     def run() -> None:
+        from flows.demo_films import with_films
         from flows.end_to_end import end_to_end
 
-        result = end_to_end(settings)
-        _finish(result.counts, "end-to-end", videos=result.videos, report=result.report)
+        result = end_to_end(with_films(settings))
+        where = {"videos": result.videos, "gallery": result.gallery, "report": result.report}
+        _finish(result.counts, "end-to-end", **where)
         if settings.training.model.base == "tiny":
             out.print(
                 "This model is tiny and was trained for seconds: it makes texture, not film. "

@@ -23,7 +23,7 @@ from schemas.config import TriptychConfig
 from schemas.layout import Snapshot, Workspace
 from schemas.storage import read_done
 from training.base_model import make_tiny_base
-from training.cache import TIME_COMPRESSION, LatentCache, training_samples
+from training.cache import LatentCache, training_samples
 from training.cost import Flops, Model, Rate, Tokens, measure_rate, read_model, step_flops
 from training.footprint import Memory, memory_per_rank
 from training.job import MODEL, Job
@@ -120,23 +120,20 @@ def _base(config: TriptychConfig) -> Generator[Path]:
         yield make_tiny_base(Path(made) / "tiny", config.training.model)
 
 
-def _scene_frames(config: TriptychConfig) -> list[int]:
-    """Latent frames of the scenes of the longest sample."""
-    shape = config.training.model
-    return [(shape.frames - 1) // TIME_COMPRESSION + 1] * shape.scenes
+def _longest(config: TriptychConfig, base: Path) -> tuple[list[int], int, int, int]:
+    """Latent frames of the longest sample's scenes, height and width of latents, text tokens."""
+    cache, shape = LatentCache.of(config.training, base, Workspace(base)), config.training.model
+    _, height, width = cache.frame_shape
+    return [cache.encoded_frames(shape.frames)] * shape.scenes, height, width, shape.text_tokens
 
 
 def _tokens(config: TriptychConfig, base: Path, model: Model) -> Tokens:
-    _, height, width = LatentCache.of(config.training, base, Workspace(base)).frame_shape
-    frames, words = _scene_frames(config), config.training.model.text_tokens
-    return Tokens.of(model.config, frames, height, width, words)
+    return Tokens.of(model.config, *_longest(config, base))
 
 
 def _measure(config: TriptychConfig, base: Path, model: Model, device: torch.device) -> Rate:
-    _, height, width = LatentCache.of(config.training, base, Workspace(base)).frame_shape
-    frames, words = _scene_frames(config), config.training.model.text_tokens
     dtype = getattr(torch, config.training.dtype)
-    return measure_rate(model.config, frames, height, width, words, dtype, device)
+    return measure_rate(model.config, *_longest(config, base), dtype, device)
 
 
 def _plans(

@@ -26,6 +26,7 @@ class EndToEndResult:
     snapshot: Path
     model: Path
     videos: Path
+    gallery: Path
     report: Path
     counts: list[StageCount]
 
@@ -48,11 +49,14 @@ def end_to_end(config: TriptychConfig) -> EndToEndResult:
             "snapshot": dataset.snapshot,
             "model": trained.model,
             "videos": generated.videos,
+            "gallery": generated.gallery,
             "consistency x 100": evaluated.summary,
             "report": report,
         },
     )
-    return EndToEndResult(dataset.snapshot, trained.model, generated.videos, report, counts)
+    return EndToEndResult(
+        dataset.snapshot, trained.model, generated.videos, generated.gallery, report, counts
+    )
 
 
 @task(name="report", cache_policy=NO_CACHE)

@@ -50,7 +50,7 @@ from inference.step_caches import start_step_cache
 from schemas.errors import GenerationError
 from training.base_model import load_scheduler, load_text_encoder, load_tokenizer, load_vae
 from training.diffusion import Denoiser
-from training.latents import encode_frames
+from training.latents import encode_frames, in_pairs
 from training.transformer import Mask2DiTTransformer3DModel
 from training.weights import load_transformer
 
@@ -256,7 +256,8 @@ class Mask2DiTPipeline(DiffusionPipeline):
         z = latents if num_latent % 2 else torch.cat([latents, latents[:, -1:]], 1)
         z = z.transpose(1, 2).to(self._execution_device, self.vae.dtype)
         z = z / float(self.vae.config["scaling_factor"])
-        video = cast("Tensor", self.vae.decode(z, return_dict=False)[0])[:, :, :num_frames]
+        decoded = cast("Tensor", self.vae.decode(in_pairs(self.vae, z), return_dict=False)[0])
+        video = decoded[: len(z), :, :num_frames]
         pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
 

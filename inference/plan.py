@@ -23,7 +23,7 @@ from schemas.layout import Workspace
 from schemas.rows import Generation, Prompt, Reject, stable_id
 from schemas.storage import fingerprint, fingerprint_file
 from training.base_model import model_sha256
-from training.cache import TIME_COMPRESSION, LatentCache
+from training.cache import LatentCache
 from training.cost import Tokens, layer_flops, outside_flops, read_skeleton
 
 STAGE = "generate"
@@ -104,16 +104,32 @@ def plan_batch(config: TriptychConfig, model_dir: Path, workspace: Workspace) ->
     for job in jobs:
         if job.story.shape not in costs:
             kv_cache = config.generation.kv_cache
-            costs[job.story.shape] = story_flops(transformer, job.story, height, width, kv_cache)
+            frames = [cache.encoded_frames(n) for n in job.story.frames]
+            costs[job.story.shape] = story_flops(
+                transformer, job.story, frames, height, width, kv_cache
+            )
     flops = [costs[job.story.shape] for job in jobs]
     return Plan(jobs, rejects, _finished(jobs, config), flops, cache, sha256)
 
 
 def story_flops(
-    transformer_config: Mapping[str, Any], story: Story, height: int, width: int, kv_cache: bool
+    transformer_config: Mapping[str, Any],
+    story: Story,
+    frames: Sequence[int],
+    height: int,
+    width: int,
+    kv_cache: bool,
 ) -> float:
-    """FLOPs of denoising a story of H x W latents: all passes, steps and both sides of guidance."""
-    frames = [1 + (n - 1) // TIME_COMPRESSION for n in story.frames]
+    """FLOPs of denoising a story: all passes, steps and both sides of guidance.
+
+    Args:
+        transformer_config: The transformer's.
+        story: What is made.
+        frames: Latent frames of each scene.
+        height: Of latents.
+        width: Of latents.
+        kv_cache: Whether keys and values of clean scenes are kept.
+    """
 
     def forward(scenes: Sequence[int]) -> float:
         text_tokens = transformer_config["max_text_seq_length"]

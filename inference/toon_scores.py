@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean
 
 import numpy as np
@@ -45,6 +44,7 @@ def score_stories(
     probe: Probe,
     stories: Sequence[Sequence[npt.NDArray[np.uint8]]],
     captions: Sequence[Sequence[str]],
+    given: int = 0,
 ) -> list[StoryScores]:
     """Score stories.
 
@@ -52,6 +52,7 @@ def score_stories(
         probe: From ``load_probe``.
         stories: Per story its scenes, each (T, H, W, 3), two or more.
         captions: Per story the caption of each scene.
+        given: How many scenes at the beginning were not generated; see :func:`score_story`.
 
     Raises:
         InputError: A caption is not one of ToonWorld, or captions and scenes differ in number.
@@ -64,17 +65,26 @@ def score_stories(
             expected=f"{sum(map(len, stories))} of {len(stories)}, as many as scenes",
         )
     readings = iter(read_scenes(probe, [scene for story in stories for scene in story]))
-    return [score_story([next(readings) for _ in story], story) for story in told]
+    return [score_story([next(readings) for _ in story], story, given) for story in told]
 
 
-def score_story(readings: Sequence[Reading], told: Sequence[Told]) -> StoryScores:
-    """Score one story of two or more scenes from what was read of them."""
+def score_story(readings: Sequence[Reading], told: Sequence[Told], given: int = 0) -> StoryScores:
+    """Score one story of two or more scenes from what was read of them.
+
+    Args:
+        readings: Of each scene.
+        told: Of each scene, by its caption.
+        given: How many scenes at the beginning were not generated: they are not held against their
+            captions, and count in the style agreement with generated scenes alone.
+    """
     assert len(readings) == len(told) >= 2, "a story has scenes, each with what is told of it"
-    right = [checked(reading, wanted) for reading, wanted in zip(readings, told, strict=True)]
+    assert 0 <= given < len(told), "some scene is generated"
+    right = [checked(*scene) for scene in list(zip(readings, told, strict=True))[given:]]
     each = {
         name: [ok for scene in right for key, ok in scene if key == name] for name, _ in right[0]
     }
-    pairs = list(combinations([reading.style for reading in readings], 2))
+    styles_read = [reading.style for reading in readings]
+    pairs = [(a, styles_read[k]) for k in range(given, len(told)) for a in styles_read[:k]]
     styles = {name: fmean(getattr(a, name) == getattr(b, name) for a, b in pairs) for name in STYLE}
     return StoryScores(
         semantic=fmean(fmean(ok for _, ok in scene) for scene in right),

@@ -25,9 +25,6 @@ from training.shards import Shards
 
 log = logging.getLogger(__name__)
 
-TIME_COMPRESSION = 4
-"""Frames per latent frame after the first one (CogVideoX's VAE)."""
-
 ENCODING_VERSION = 2
 """Raise when the same inputs give other tensors or other names, so that old files are not read."""
 
@@ -167,7 +164,16 @@ class LatentCache:
     def latent_frames(self, scene: Scene) -> int:
         """Latent frames of a scene; 0 where it is too short."""
         frames = self.frames(scene)
-        return 0 if frames is None else (len(frames) - 1) // TIME_COMPRESSION + 1
+        return 0 if frames is None else self.encoded_frames(len(frames))
+
+    def encoded_frames(self, frames: int) -> int:
+        """Latent frames of so many frames, 1 or more."""
+        return (frames - 1) // self.time_compression + 1
+
+    @cached_property
+    def time_compression(self) -> int:
+        """Frames per latent frame after the first one; CogVideoX: 4."""
+        return int(self._read_config("vae")["temporal_compression_ratio"])
 
     @cached_property
     def scaling_factor(self) -> float:

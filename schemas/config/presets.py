@@ -114,7 +114,7 @@ def toonworld(folder: str = "toonworld") -> TriptychConfig:
                 height_px=64,
                 width_px=64,
                 max_stride=2,
-                text_tokens=48,
+                text_tokens=40,
             ),
             pretrain=stage,
             sft=stage.model_copy(update={"conditional_p": 0.5}),
@@ -125,7 +125,7 @@ def toonworld(folder: str = "toonworld") -> TriptychConfig:
 
 
 PRESETS: dict[str, Callable[[], TriptychConfig]] = {
-    f.__name__: f for f in (tiny, cogvideox_2b, cogvideox_5b, paper_pretrain, paper_sft)
+    f.__name__: f for f in (tiny, toonworld, cogvideox_2b, cogvideox_5b, paper_pretrain, paper_sft)
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,15 +14,22 @@ from typer.testing import CliRunner
 from flows import cli
 from flows.console import out
 from flows.reproduce import (
+    MODELS,
+    core_hours,
     next_cell,
     place_of,
+    prepare,
     records_of,
+    run_cells,
 )
 from flows.reproduce_cells import (
+    EVERYTHING,
     FULL,
     QUICK,
     TABLES,
+    Budget,
     Cell,
+    Row,
     jobs,
     rows_of,
 )
@@ -29,7 +37,7 @@ from flows.reproduce_page import page, show
 from flows.reproduce_tables import MEASURES, estimate, estimates, seeds_of, trends
 from flows.reproduce_work import Place, do_cell
 from schemas.errors import ConfigError
-from schemas.storage import mark_done
+from schemas.storage import mark_done, read_done, read_json
 
 ROOT = Path(__file__).parents[2]
 STORIES = [f"episode_{k:05d}" for k in range(20)]
@@ -200,3 +208,42 @@ def test_an_unknown_table_ends_the_command_before_anything_is_made(tmp_path: Pat
     )
     assert isinstance(done.exception, ConfigError)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.slow
+def test_cells_are_trained_generated_and_scored_for_real(tmp_path: Path):
+    """Data through Prefect, Ray and the pipeline, two cells through DeepSpeed, side by side."""
+    budget = Budget(
+        videos=2, prompts=2, pretrain_steps=1, sft_steps=1, batch_size=2, layers=1, heads=1,
+        denoising_steps=2,
+    )  # fmt: skip
+    place = place_of(tmp_path, budget, ROOT / MODELS)
+    data = prepare(place, seeds=1)
+    windows = {low: kept["windows"] for low, kept in data["thresholds"].items()}
+    assert windows["-1"] > 0
+    assert windows["-1"] >= windows["0"] >= windows["0.8"]
+    assert 0 < data["thresholds"]["-1"]["related"] < 1  # compilations are among them
+
+    cells = [Cell(stages="pretrain"), Cell("v5", "sft", EVERYTHING)]
+    run_cells(place, cells, hours=0, processes=2)
+    assert records_of(place, cells) == {}  # there was no time to begin
+    run_cells(place, cells, hours=None, processes=2)
+    made = records_of(place, cells)
+    assert [made[cell.key]["steps"] for cell in cells] == [[2, 0], [0, 2]]
+    for cell in cells:
+        assert len(made[cell.key]["stories"]) == budget.prompts
+        lines = (place.cell(cell) / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2]
+        found = estimates(made, Row("", cell, (None, None, None)))
+        assert found is not None
+        assert all(e.low <= e.mean <= e.high for e in found.values())
+    assert core_hours(place) > 0
+    # the shared part is as it was: others start from it
+    assert read_done(place.shared("pretrain-v2-seed0"))["steps"] == 1
+    config = read_json(place.cell(cells[1]) / "run" / "model" / "transformer" / "config.json")
+    assert config["mask"] == "v5"
+
+    before = {cell: (place.cell(cell) / "_DONE.json").stat().st_mtime_ns for cell in cells}
+    assert prepare(place, seeds=1) == data
+    run_cells(place, cells, hours=None, processes=2)
+    assert before == {c: (place.cell(c) / "_DONE.json").stat().st_mtime_ns for c in cells}

@@ -60,6 +60,16 @@ def test_attributes_are_counted_by_name() -> None:
     assert scores.told["species"] == scores.told["actors"] == 1
 
 
+def test_given_scenes_count_in_the_style_of_generated_ones_alone() -> None:
+    other = replace(SEEN, style=replace(INK, light="evening"), place="moon")
+    scores = score_story([other, SEEN, SEEN], [TOLD] * 3, given=1)
+    assert scores.semantic == 1  # the given one is not held against its caption
+    assert scores.styles["light"] == pytest.approx(1 / 3)  # its pairs with both, and theirs
+    last = score_story([other, SEEN, SEEN], [TOLD] * 3, given=2)
+    assert last.styles["light"] == pytest.approx(1 / 2)
+    assert score_story([SEEN, SEEN, other], [TOLD] * 3, given=2).told["place"] == 0
+
+
 def test_unrelated_scenes_are_of_different_stories() -> None:
     styles = [replace(INK, palette=p) for p in ("plain", "warm", "cool", "pastel")]
     readings = [[replace(SEEN, style=style)] * 3 for style in styles]

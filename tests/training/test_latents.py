@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from schemas.tables import LATENTS, SAMPLES, read_metadata, read_table, write_ta
 from tests.training.conftest import SHAPE, make_sample, make_scene, painted_frames
 from training.base_model import load_text_encoder, load_tokenizer, load_vae
 from training.cache import LatentCache
-from training.latents import encode_texts, scene_reader
+from training.latents import encode_frames, encode_texts, in_pairs, scene_reader
 from training.latents_job import encode_manifest
 from training.shards import LEFTOVER_AGE_S, Shards
 
+EMBEDDED = Path(__file__).parents[2] / "assets/tiny/model"
 CONFIG = TrainingConfig(model=SHAPE, latents=LatentsConfig(shard_scenes=2))
 
 
@@ -144,6 +146,26 @@ def test_scenes_have_the_first_length_they_can_fill(ground, tmp_path):
     for scene, frames in zip(scenes, (3, 2, 1), strict=True):
         assert shards.tensor(cache.scene_key(scene), "mean").shape == (frames, 16, 4, 4)
         assert cache.latent_frames(scene) == frames
+
+
+def test_time_is_compressed_as_the_vae_does(ground, tmp_path):
+    for model, latent_frames in ((ground.base, [1, 2, 3]), (EMBEDDED, [1, 5, 9])):
+        cache = LatentCache.of(CONFIG, model, Workspace(tmp_path))
+        assert [cache.encoded_frames(n) for n in (1, 5, 9)] == latent_frames
+
+
+def test_a_lone_small_video_on_a_cpu_is_encoded_as_one_of_two():
+    vae = load_vae(EMBEDDED)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64, 3), np.uint8)
+    video = torch.from_numpy(frames).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    with torch.no_grad():
+        together = vae.encode(video).latent_dist.mean
+    for one, latents in zip(frames, together, strict=True):
+        torch.testing.assert_close(encode_frames(vae, one)[0], latents.transpose(0, 1))
+    assert len(in_pairs(vae, video[:1])) == len(in_pairs(vae, video)) == 2
+    assert len(in_pairs(vae, torch.empty(1, 3, 5, 480, 720))) == 1
+    assert len(in_pairs(vae, torch.empty(1, 16, 5, 16, 16))) == 2
+    assert len(in_pairs(vae, torch.empty(1, 16, 5, 120, 180))) == 1
 
 
 def test_unreadable_and_short_scenes_are_rejects_and_tried_again(ground, tmp_path):

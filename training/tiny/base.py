@@ -69,6 +69,7 @@ def _transformer(
         sample_width=model.width_px // ratio,
         sample_height=model.height_px // ratio,
         sample_frames=model.frames,
+        temporal_compression_ratio=vae["temporal_compression_ratio"],
         patch_size=PATCH,
         max_text_seq_length=model.text_tokens,
         use_rotary_positional_embeddings=True,
