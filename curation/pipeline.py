@@ -56,10 +56,6 @@ _MAX_RESTARTS = 3
 """Of one Ray worker that died. Ray's own default has no end, so a piece that takes its worker along
 every time would be tried for ever; to be restarted on another node after one is lost takes one."""
 
-_before_ray: list[Any] = []
-"""The SIGTERM handler there was before Ray started."""
-
-
 START_TRIES = 3
 """Ray gives a local node 30 s to start, a fixed number; a busy machine may take longer once."""
 
@@ -101,7 +97,7 @@ def start_ray(engine: EngineConfig) -> None:
             "include_dashboard": False,
         }
     log.info("engine=ray state=starting address=%s", engine.ray_address or "local")
-    _before_ray.append(signal.getsignal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
     failed: Exception | None = None
     for tries in range(1, START_TRIES + 1):
         try:
@@ -129,16 +125,15 @@ def start_ray(engine: EngineConfig) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False  # pyright: ignore[reportAttributeAccessIssue]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray's own handler aborts the process: the command could not stop what else it has started,
+    # and training, later in the same process, could not save a checkpoint.
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def stop_ray() -> None:
-    """Stop the local Ray, or leave the cluster, and give SIGTERM back to whom it belonged."""
+    """Stop the local Ray, or leave the cluster."""
     ray.shutdown()
-    # Ray leaves a handler behind that ends the process; training, later in the same process, saves
-    # a checkpoint first.
-    if _before_ray and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _before_ray[0])
-    _before_ray.clear()
 
 
 def probe_sources(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,7 +61,11 @@ def _run(flow: Callable[[], Any], verbose: bool) -> Any:
         err.print(
             "starting Prefect's temporary server (about 30 s; set PREFECT_API_URL to use your own)"
         )
-    return flow()
+    try:
+        return flow()
+    except KeyboardInterrupt:
+        err.print("interrupted; finished work is kept: run the same command again to go on")
+        raise typer.Exit(130) from None
 
 
 def _finish(counts: list[StageCount], title: str, **where: object) -> None:
@@ -331,24 +337,22 @@ def report(
 @app.command()
 def demo(
     config: ConfigFile = None,
-    preset: Preset = "toonworld",
+    preset: Preset = "tiny",
     set_: Set = None,
     workspace: InWorkspace = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run the whole pipeline here: curate, train, generate, evaluate, report.
+    """Run the whole pipeline on the embedded samples: curate, train, generate, evaluate, report.
 
-    Cartoon episodes are drawn into the workspace and curated as any film would be; the embedded
-    model is fine-tuned on them for a minute and then generates stories. With [bold]-p tiny[/bold]
-    the films are five short real ones, and the model a random one: it makes texture, not film.
+    The model is tiny and trained for seconds: it makes texture, not film. What the demo shows is
+    that every part works here.
     """
     settings = _settings(config, preset, set_, workspace)
 
     def run() -> None:
-        from flows.demo_films import with_films
         from flows.end_to_end import end_to_end
 
-        result = end_to_end(with_films(settings))
+        result = end_to_end(settings)
         where = {"videos": result.videos, "gallery": result.gallery, "report": result.report}
         _finish(result.counts, "end-to-end", **where)
         if settings.training.model.base == "tiny":
@@ -370,15 +374,19 @@ def doctor() -> None:
     raise typer.Exit(0 if all(f.ok is not False for f in findings) else 1)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM as Ctrl-C: what the command started (Prefect's server, Ray, training) ends too."""
+    del number, frame
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point: our own errors end as one clear message, not as a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except TriptychError as error:
         sys.exit(show_error(error))
-    except KeyboardInterrupt:
-        err.print("interrupted; finished work is kept: run the same command again to go on")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ class Budget:
         sft_steps: Likewise.
         batch_size: Stories per step.
         layers: Blocks of the transformer.
-        heads: Its attention heads, 32 wide each.
+        heads: Its attention heads, 32 wide each: together as wide as a token has numbers (256),
+            or noise stays in what is generated (docs/experiments.md).
         lr: Learning rate.
         denoising_steps: Of a generated story.
         guidance: Likewise.
@@ -120,9 +121,9 @@ class Budget:
     pretrain_steps: int
     sft_steps: int
     batch_size: int
-    layers: int = 3
-    heads: int = 3
-    lr: float = 2e-3
+    layers: int = 2
+    heads: int = 8
+    lr: float = 1e-3
     denoising_steps: int = 20
     guidance: float = 2.0
 
@@ -140,8 +141,8 @@ class Budget:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-QUICK = Budget(videos=150, prompts=32, pretrain_steps=800, sft_steps=1600, batch_size=16)
-FULL = Budget(videos=400, prompts=64, pretrain_steps=3000, sft_steps=3000, batch_size=32)
+QUICK = Budget(videos=150, prompts=32, pretrain_steps=800, sft_steps=1000, batch_size=8)
+FULL = Budget(videos=400, prompts=64, pretrain_steps=3000, sft_steps=3000, batch_size=16)
 
 
 def rows_of(tables: Sequence[str], quick: bool) -> dict[str, list[Row]]:

@@ -125,7 +125,7 @@ def toonworld(folder: str = "toonworld") -> TriptychConfig:
 
 
 PRESETS: dict[str, Callable[[], TriptychConfig]] = {
-    f.__name__: f for f in (tiny, toonworld, cogvideox_2b, cogvideox_5b, paper_pretrain, paper_sft)
+    f.__name__: f for f in (tiny, cogvideox_2b, cogvideox_5b, paper_pretrain, paper_sft)
 }
 
 

@@ -1,12 +1,16 @@
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from flows import cli
 from schemas.config import PRESETS
+from schemas.layout import Workspace
 
 runner = CliRunner()
 COMMANDS = [
@@ -56,3 +60,28 @@ def test_help_starts_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_asked_stop_leaves_nothing_running(number, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "refresh", "--workspace", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not list(Workspace(tmp_path).cache("sources").glob("[!.]*")):  # Ray is at work
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("uvicorn" in " ".join(child.cmdline()) for child in family)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "interrupted; finished work is kept" in said
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert [child for child in left if child.is_running()] == []

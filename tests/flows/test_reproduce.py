@@ -211,6 +211,7 @@ def test_an_unknown_table_ends_the_command_before_anything_is_made(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_cells_are_trained_generated_and_scored_for_real(tmp_path: Path):
     """Data through Prefect, Ray and the pipeline, two cells through DeepSpeed, side by side."""
     budget = Budget(

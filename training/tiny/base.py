@@ -1,9 +1,17 @@
 """Base models for ToonWorld: the embedded VAE and text encoder around a fresh transformer.
 
-Usage: python -m training.tiny.base OUT [--seed 0] [--layers 6] [--heads 6] [--mask v2]
+Usage: python -m training.tiny.base OUT [--seed 0] [--layers 4] [--heads 8] [--mask v2]
 
 A latent frame of 16 x 16 becomes 16 tokens (patches of 4 x 4), so that a story of three scenes of
 five frames has 240 video tokens and trains on one core.
+
+A token then holds 256 numbers, nearly all of them noise at nearly every timestep, and before it can
+draw anything the transformer has to learn to let that through. It starts knowing how: tokens enter
+as the principal components of the VAE's latents and leave by the same ones, so that the best linear
+denoiser is one gain per channel and timestep, which is what adaptive layer norm is. Width is not to
+be less than 256, or the components left out are never denoised. What it saves: docs/experiments.md.
+
+Shape legend: N patches, P numbers of a patch, T frames, C channels, H W latent height and width.
 """
 
 from __future__ import annotations
@@ -11,17 +19,29 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
+import torch
+from torch import Tensor
+
+from curation.toonworld.world import draw_episode
 from schemas.config.presets import toonworld
 from schemas.config.training import ModelConfig
 from schemas.storage import fingerprint_folder, read_json
-from training.base_model import make_base, write_index
+from training.base_model import load_vae, make_base, write_index
+from training.latents import encode_frames
+from training.tiny.stories import TRAIN_SEED, film_scene
 from training.transformer import Mask2DiTTransformer3DModel
 
 EMBEDDED = Path("assets/tiny/model")
 COPIED = ("vae", "text_encoder", "tokenizer")
 HEAD_WIDTH = 32
+TIME_WIDTH = 128
 PATCH = 4
+_VERSION = 2
+"""Raise when the same arguments give another folder."""
+_SCENES = 48
+"""Enough for directions of 256 numbers: each scene has 80 patches."""
 
 
 def make_toon_base(
@@ -49,7 +69,7 @@ def make_toon_base(
         _transformer(to, model, layers, heads).save_pretrained(to / "transformer")
         write_index(to, read_json(to / "tokenizer" / "tokenizer_config.json")["tokenizer_class"])
 
-    made_from = {**pieces, **shape, **model.scene_settings, **sizes}
+    made_from = {**pieces, **shape, **model.scene_settings, **sizes, "version": _VERSION}
     return make_base(folder, made_from, model.seed, write)
 
 
@@ -58,12 +78,12 @@ def _transformer(
 ) -> Mask2DiTTransformer3DModel:
     vae = read_json(folder / "vae" / "config.json")
     ratio = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Mask2DiTTransformer3DModel(
+    transformer = Mask2DiTTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=HEAD_WIDTH,
         in_channels=vae["latent_channels"],
         out_channels=vae["latent_channels"],
-        time_embed_dim=heads * HEAD_WIDTH,
+        time_embed_dim=TIME_WIDTH,
         text_embed_dim=read_json(folder / "text_encoder" / "config.json")["d_model"],
         num_layers=layers,
         sample_width=model.width_px // ratio,
@@ -75,6 +95,36 @@ def _transformer(
         use_rotary_positional_embeddings=True,
         **model.scene_settings,
     )
+    _pass_through(transformer, principal_directions(folder))
+    return transformer
+
+
+@torch.no_grad()
+def _pass_through(transformer: Mask2DiTTransformer3DModel, directions: Tensor) -> None:
+    embed, out = cast("Any", transformer.patch_embed.proj), cast("Any", transformer.proj_out)
+    count = min(len(directions), len(embed.weight))
+    embed.weight[:count] = directions[:count].unflatten(1, embed.weight.shape[1:])
+    out.weight[:, :count] = directions[:count].T
+    embed.bias.zero_()
+    out.bias.zero_()
+
+
+@torch.no_grad()
+def principal_directions(folder: Path) -> Tensor:
+    """(P, P) principal directions of latent patches of ToonWorld, those of most variance first.
+
+    Args:
+        folder: Model folder with the VAE.
+    """
+    vae = load_vae(folder)
+    shots = [draw_episode(TRAIN_SEED, k).shots[0] for k in range(_SCENES)]
+    scenes = [film_scene(shot, "directions", k)[::2] for k, shot in enumerate(shots)]
+    latents = torch.cat([encode_frames(vae, scene)[0] for scene in scenes])  # (T, C, H, W)
+    tiles = latents.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # (T, C, h, p, w, p)
+    patches = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)  # (N, P)
+    directions = torch.linalg.eigh(patches.T.cov()).eigenvectors.T.flip(0)
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return directions * largest.sign()  # the sign of an eigenvector is up to the library
 
 
 def main() -> None:
@@ -82,8 +132,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--mask", default="v2")
     args = parser.parse_args()
     shape = toonworld().training.model.model_dump() | {"seed": args.seed, "mask": args.mask}
