@@ -141,7 +141,7 @@ class Budget:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-QUICK = Budget(videos=150, prompts=32, pretrain_steps=800, sft_steps=1000, batch_size=8)
+QUICK = Budget(videos=150, prompts=32, pretrain_steps=500, sft_steps=700, batch_size=8)
 FULL = Budget(videos=400, prompts=64, pretrain_steps=3000, sft_steps=3000, batch_size=16)
 
 
