@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,14 @@ def export_model(
             help="The moving average, or the weights themselves. Default: the average if any.",
         ),
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Type of the stored weights. Default: the one it was trained in."),
+    ] = None,
+    max_shard_mb: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Largest weights file in MB. Default: 10,000, as diffusers."),
+    ] = None,
     config: ConfigFile = None,
     preset: Preset = "tiny",
     set_: Set = None,
@@ -49,6 +57,7 @@ def export_model(
 
       triptych model export latest my-model
       triptych model export sft-1f0c… my-model --step 2000 --weights
+      triptych model export latest my-model --dtype bfloat16 --max-shard-mb 2000
     """
     from schemas.storage import latest
     from training.checkpoints import newest_complete
@@ -79,5 +88,5 @@ def export_model(
             found=", ".join(there) or "no checkpoints",
             do="choose one of them with --step",
         )
-    export_checkpoint(job, checkpoint, target, average)
+    export_checkpoint(job, checkpoint, target, average, dtype, max_shard_mb)
     out.print(f"{target}: {folder.name}, {checkpoint.name}")

@@ -36,7 +36,7 @@ from schemas.storage import fingerprint, fingerprint_folder, mark_done, read_don
 log = logging.getLogger(__name__)
 
 MODELS = Path("assets/tiny")
-VERSION = 1
+VERSION = 2
 """Part of every id. Raise it when a change of code changes the results."""
 POLL_S = 0.5
 LOG_LINES = 15
@@ -44,7 +44,10 @@ LOG_LINES = 15
 
 def place_of(workspace: Path, budget: Budget, models: Path = MODELS) -> Place:
     """Where a reproduction with these embedded models lies; nothing is made."""
-    weights = [fingerprint_folder(models / name) for name in ("model", "viclip", "probe")]
+    from training.tiny.base import pieces_of
+
+    weights = [fingerprint_folder(models / name) for name in ("pictures", "viclip", "probe")]
+    weights += pieces_of(models / "model").values()
     workspace, models = workspace.absolute(), models.absolute()
     folder = Workspace(workspace).reproductions
     root = folder / fingerprint(VERSION, budget.to_dict(), weights)
@@ -52,20 +55,15 @@ def place_of(workspace: Path, budget: Budget, models: Path = MODELS) -> Place:
     return Place(root, workspace, models, videos, root / "pretrain.parquet", budget)
 
 
-def prepare(place: Place, seeds: int) -> dict[str, Any]:
+def prepare(place: Place) -> dict[str, Any]:
     """Render, curate, encode: all that cells have in common; what is known of the data.
 
     Raises:
         TriptychError: A stage of the pipeline failed.
     """
-    from training.tiny.base import make_toon_base
+    from training.tiny.base import make_picture_base
 
-    config = place.config()
-    for seed in range(seeds):
-        model = config.training.model.model_copy(update={"seed": seed})
-        make_toon_base(
-            place.base(seed), model, place.budget.layers, place.budget.heads, Path(model.base)
-        )
+    make_picture_base(place.base, place.models / "pictures", place.models / "model")
     done = read_done(place.root)
     if done is None:
         started = time.monotonic()
@@ -129,7 +127,7 @@ def encode(place: Place) -> None:
     reader = scene_reader(workspace, config.curation.sources)
     lows = {row.cell.low for rows in TABLES.values() for row in rows}
     for manifest in (place.pretrain, place.sft(min(lows))):  # the lowest lets in all that others do
-        encode_manifest(config.training, manifest, place.base(0), workspace, reader)
+        encode_manifest(config.training, manifest, place.base, workspace, reader)
 
 
 def ask(place: Place) -> None:
@@ -147,7 +145,7 @@ def ask(place: Place) -> None:
     write_prompts(place.prompts, prompts)
     config = place.config()
     length = {"max_text_seq_length": config.training.model.text_tokens}
-    cache = text_cache(config, place.base(0), Workspace(place.root), length)
+    cache = text_cache(config, place.base, Workspace(place.root), length)
     texts = dict.fromkeys(text for scenes in told.values() for text in scenes)
     text_encoder(cache, config).write_captions(["", *texts])
 

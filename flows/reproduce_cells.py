@@ -29,7 +29,7 @@ class Cell:
         mask: Attention mask.
         stages: Pre-training and then SFT, or one of them for as many steps as both together.
         low: Lowest similarity of a window of the SFT data; of no meaning without SFT.
-        seed: Of the weights at the start, the order of samples, noise and timesteps.
+        seed: Of the order of samples, noise and timesteps.
     """
 
     mask: str = "v2"
@@ -105,12 +105,10 @@ class Budget:
     Attributes:
         videos: Episodes, and as many compilations, that the data is made of.
         prompts: Held-out stories that every cell is scored on.
+        frames: Of a scene, 1 or 5. With 1, scenes are stills, at a fifth of the time.
         pretrain_steps: Of a model that goes through both stages.
         sft_steps: Likewise.
         batch_size: Stories per step.
-        layers: Blocks of the transformer.
-        heads: Its attention heads, 32 wide each: together as wide as a token has numbers (256),
-            or noise stays in what is generated (docs/experiments.md).
         lr: Learning rate.
         denoising_steps: Of a generated story.
         guidance: Likewise.
@@ -118,11 +116,10 @@ class Budget:
 
     videos: int
     prompts: int
+    frames: int
     pretrain_steps: int
     sft_steps: int
     batch_size: int
-    layers: int = 2
-    heads: int = 8
     lr: float = 1e-3
     denoising_steps: int = 20
     guidance: float = 2.0
@@ -141,8 +138,8 @@ class Budget:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-QUICK = Budget(videos=150, prompts=32, pretrain_steps=500, sft_steps=700, batch_size=8)
-FULL = Budget(videos=400, prompts=64, pretrain_steps=3000, sft_steps=3000, batch_size=16)
+QUICK = Budget(videos=150, prompts=32, frames=1, pretrain_steps=200, sft_steps=400, batch_size=8)
+FULL = Budget(videos=400, prompts=64, frames=5, pretrain_steps=500, sft_steps=1000, batch_size=8)
 
 
 def rows_of(tables: Sequence[str], quick: bool) -> dict[str, list[Row]]:

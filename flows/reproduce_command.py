@@ -68,7 +68,7 @@ def reproduce(
 
     place = place_of(workspace, budget)
     err.print(f"{len(cells)} cells in {place.root}", soft_wrap=True, highlight=False)
-    data = prepare(place, count)
+    data = prepare(place)
     run_cells(place, cells, hours, processes or os.cpu_count() or 1)
     records = records_of(place, cells)
     show(records, rows)

@@ -63,18 +63,20 @@ def page(
 
 def _how(budget: Budget, core_hours: float) -> str:
     total = budget.pretrain_steps + budget.sft_steps
+    frames = f"{budget.frames} frames" if budget.frames > 1 else "a still"
     return f"""Made by `triptych reproduce` on {datetime.now(UTC):%Y-%m-%d}; {_processor()},
 one core per cell, {core_hours:.1f} core-hours so far.
 
-The paper fine-tunes CogVideoX; here every cell trains a small transformer ({budget.layers} layers,
-width {32 * budget.heads}) from random weights on ToonWorld, so figures cannot be compared with the
-paper's, only what they do from row to row. Every cell takes {total:,} steps of
-{budget.batch_size} stories ({budget.pretrain_steps:,} of pre-training and {budget.sft_steps:,} of
-SFT where it goes through both) and is scored on the same {budget.prompts} held-out stories.
+The paper fine-tunes CogVideoX; here every cell fine-tunes the embedded transformer that draws
+single pictures of ToonWorld, so figures cannot be compared with the paper's, only what they do from
+row to row. A scene is {frames}. Every cell takes {total:,} steps of {budget.batch_size} stories
+({budget.pretrain_steps:,} of pre-training and {budget.sft_steps:,} of SFT where it goes through
+both) and is scored on the same {budget.prompts} held-out stories.
 
 - *visual*, *semantic* and *sequence* are the paper's scores, with the embedded ViCLIP.
 - *same style* is the share of pairs of scenes and hidden style variables that agree; *as told* the
-  share of what captions tell that is seen. Both are read by the embedded probe.
+  share of what captions tell that is seen (stills: but for the action). Both are read by the
+  embedded probe.
 - In brackets are 95 % intervals of a bootstrap over stories and seeds ({DRAWS:,} draws, the same
   stories in all seeds)."""
 

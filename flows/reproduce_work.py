@@ -35,6 +35,11 @@ from schemas.tables import GENERATIONS, read_table
 
 log = logging.getLogger(__name__)
 
+WARMUP, EMA = 20, 0.98
+"""Steps of warm-up, and decay of the average of the weights: runs are a few hundred steps."""
+STILL = ("action",)
+"""What a single frame cannot show."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -70,9 +75,10 @@ class Place:
         """The manifest of related scenes, of this similarity or a higher one."""
         return self.root / "sft" / f"low{low:g}.parquet"
 
-    def base(self, seed: int) -> Path:
-        """The model that all cells of a seed start from."""
-        return self.root / "base" / f"seed{seed}"
+    @property
+    def base(self) -> Path:
+        """The model that all cells start from; it knows single pictures."""
+        return self.root / "base"
 
     def cell(self, cell: Cell) -> Path:
         """Folder of a cell."""
@@ -89,10 +95,12 @@ class Place:
             "batch_size": budget.batch_size,
             "micro_batch_size": budget.batch_size,
             "lr": budget.lr,
+            "warmup_steps": WARMUP,
+            "ema_decay": EMA,
             "seed": seed,
         }
         training = config.training
-        model = {"base": str(self.models / "model"), "mask": mask, "seed": seed}
+        model = {"base": str(self.base), "mask": mask, "seed": seed, "frames": budget.frames}
         viclip = {"weights": str(self.models / "viclip")}
         curation = config.curation
         embedding = curation.embedding.model_copy(update=viclip)
@@ -139,7 +147,7 @@ def pretrain(place: Place, cell: Cell) -> Path:
     """The shared pre-training of a cell's mask and seed; its model folder."""
     assert cell.shared is not None, "this cell has none"
     folder = place.shared(cell.shared)
-    _train(place, cell, "pretrain", place.budget.pretrain_steps, place.base(cell.seed), folder)
+    _train(place, cell, "pretrain", place.budget.pretrain_steps, place.base, folder)
     return folder / "model"
 
 
@@ -181,9 +189,9 @@ def train(place: Place, cell: Cell) -> Path:
     if not sft_steps:
         # it goes on from a copy of the shared part, which stays as it is for the others
         _copy_once(pretrain(place, cell).parent, run)
-        _train(place, cell, "pretrain", pretrain_steps, place.base(cell.seed), run)
+        _train(place, cell, "pretrain", pretrain_steps, place.base, run)
     else:
-        start = pretrain(place, cell) if cell.shared else place.base(cell.seed)
+        start = pretrain(place, cell) if cell.shared else place.base
         _train(place, cell, "sft", sft_steps, start, run)
     return run / "model"
 
@@ -232,7 +240,9 @@ def generate_and_score(place: Place, cell: Cell, model: Path) -> dict[str, dict[
     stories = [made[score.generation_id] for score in scores]
     frames = [scenes_of(videos, story) for story in stories]
     told = [story.prompts for story in stories]
-    truths = score_stories(load_probe(place.models / "probe"), frames, told)
+    left_out = STILL if place.budget.frames == 1 else ()
+    probe = load_probe(place.models / "probe")
+    truths = score_stories(probe, frames, told, left_out=left_out)
     return {
         score.prompt_id: {
             "visual": score.visual,

@@ -9,7 +9,7 @@ ceiling, what real scenes get, and a floor, what unrelated ones get (:func:`unre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -45,6 +45,7 @@ def score_stories(
     stories: Sequence[Sequence[npt.NDArray[np.uint8]]],
     captions: Sequence[Sequence[str]],
     given: int = 0,
+    left_out: Collection[str] = (),
 ) -> list[StoryScores]:
     """Score stories.
 
@@ -53,6 +54,7 @@ def score_stories(
         stories: Per story its scenes, each (T, H, W, 3), two or more.
         captions: Per story the caption of each scene.
         given: How many scenes at the beginning were not generated; see :func:`score_story`.
+        left_out: Attributes that do not count, such as ``action`` where scenes are stills.
 
     Raises:
         InputError: A caption is not one of ToonWorld, or captions and scenes differ in number.
@@ -65,10 +67,15 @@ def score_stories(
             expected=f"{sum(map(len, stories))} of {len(stories)}, as many as scenes",
         )
     readings = iter(read_scenes(probe, [scene for story in stories for scene in story]))
-    return [score_story([next(readings) for _ in story], story, given) for story in told]
+    return [score_story([next(readings) for _ in story], story, given, left_out) for story in told]
 
 
-def score_story(readings: Sequence[Reading], told: Sequence[Told], given: int = 0) -> StoryScores:
+def score_story(
+    readings: Sequence[Reading],
+    told: Sequence[Told],
+    given: int = 0,
+    left_out: Collection[str] = (),
+) -> StoryScores:
     """Score one story of two or more scenes from what was read of them.
 
     Args:
@@ -76,10 +83,14 @@ def score_story(readings: Sequence[Reading], told: Sequence[Told], given: int = 
         told: Of each scene, by its caption.
         given: How many scenes at the beginning were not generated: they are not held against their
             captions, and count in the style agreement with generated scenes alone.
+        left_out: Attributes of captions that do not count.
     """
     assert len(readings) == len(told) >= 2, "a story has scenes, each with what is told of it"
     assert 0 <= given < len(told), "some scene is generated"
-    right = [checked(*scene) for scene in list(zip(readings, told, strict=True))[given:]]
+    right = [
+        [(name, ok) for name, ok in checked(*scene) if name not in left_out]
+        for scene in list(zip(readings, told, strict=True))[given:]
+    ]
     each = {
         name: [ok for scene in right for key, ok in scene if key == name] for name, _ in right[0]
     }

@@ -29,7 +29,12 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def export_checkpoint(
-    job: Job, checkpoint: Path, target: Path, average: bool | None = None
+    job: Job,
+    checkpoint: Path,
+    target: Path,
+    average: bool | None = None,
+    dtype: str | None = None,
+    max_shard_mb: float | None = None,
 ) -> Path:
     """Write a model folder from a checkpoint, of any number of ranks and any ZeRO stage.
 
@@ -40,6 +45,8 @@ def export_checkpoint(
         checkpoint: ``step_…`` folder.
         target: Folder to write; replaced if it is there.
         average: Take the moving average of the weights; None = where there is one.
+        dtype: Type of the stored weights, torch's name; None = the one it was trained in.
+        max_shard_mb: Largest weights file in MB (10^6 bytes); None = diffusers' own limit, 10 GB.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, has no average, or does not fit the model.
@@ -53,7 +60,6 @@ def export_checkpoint(
         )
     use_average = stored.has(EMA) if average is None else average
     kind = EMA if use_average else KINDS[0]
-    dtype = getattr(torch, job.training.dtype)
     transformer = load_transformer(job.init_model, **job.training.model.scene_settings)
     lora = job.training.lora
     partial = target.with_name(f".{target.name}.partial")
@@ -74,8 +80,9 @@ def export_checkpoint(
                 )
             flat = stored.read(kind, name, 0, stored.numel(name))
             weights[name].data.copy_(flat.view_as(weights[name]))
-    saved = {k: v.detach().to(dtype).contiguous() for k, v in transformer.state_dict().items()}
-    _write_model(transformer, saved, job.init_model, partial)
+    stored_as = getattr(torch, dtype or job.training.dtype)
+    saved = {k: v.detach().to(stored_as).contiguous() for k, v in transformer.state_dict().items()}
+    _write_model(transformer, saved, job.init_model, partial, max_shard_mb)
     write_text(partial / "README.md", model_card(job, stored.record, use_average))
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
@@ -100,12 +107,14 @@ def _write_model(
     saved: Mapping[str, Tensor],
     base: Path,
     folder: Path,
+    max_shard_mb: float | None,
 ) -> None:
     """Write the transformer's weights and link the other pieces; read back to check."""
     with torch.device("meta"):
         whole = Mask2DiTTransformer3DModel(**transformer.config)
     whole.load_state_dict(saved, assign=True)
-    whole.save_pretrained(folder / "transformer")
+    limit = "10GB" if max_shard_mb is None else f"{round(1000 * max_shard_mb)}KB"
+    whole.save_pretrained(folder / "transformer", max_shard_size=limit)
     for piece in PIECES[1:]:
         shutil.copytree(base / piece, folder / piece, copy_function=_link_or_copy)
     shutil.copy2(base / "model_index.json", folder / "model_index.json")

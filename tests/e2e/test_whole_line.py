@@ -23,7 +23,7 @@ from training.transformer import Mask2DiTTransformer3DModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# The demo's own settings, with fewer steps.
+# The demo on real films, with fewer steps.
 FEWER = [
     "training.pretrain.steps=6",
     "training.sft.steps=6",
@@ -47,7 +47,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
     """One demo run: the workspace and what it printed."""
     root = tmp_path_factory.mktemp("demo")
-    return Workspace(root), run("demo", "--workspace", str(root)).stdout
+    return Workspace(root), run("demo", "-p", "tiny", "--workspace", str(root)).stdout
 
 
 def snapshot(workspace: Workspace) -> Snapshot:
@@ -175,7 +175,7 @@ def test_a_second_run_does_nothing_and_says_so(demo):
     workspace, _ = demo
     files = {p: p.stat().st_mtime_ns for p in workspace.root.rglob("*.parquet")}
     videos = {p: p.stat().st_mtime_ns for p in workspace.videos.iterdir()}
-    again = run("demo", "--workspace", str(workspace.root))
+    again = run("demo", "-p", "tiny", "--workspace", str(workspace.root))
     assert "Nothing was missing" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in workspace.videos.iterdir()} == videos
     for path, time_ns in files.items():

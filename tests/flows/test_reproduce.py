@@ -124,7 +124,8 @@ def test_a_finished_cell_is_not_done_again(place: Place):
 
 def test_results_of_another_budget_or_other_models_are_kept_apart(tmp_path: Path):
     models = tmp_path / "models"
-    for name in ("model", "viclip", "probe"):
+    pieces = ("model/vae", "model/text_encoder", "model/tokenizer")
+    for name in (*pieces, "pictures", "viclip", "probe"):
         (models / name).mkdir(parents=True)
         (models / name / "weights").write_text(name)
     first = place_of(tmp_path, QUICK, models)
@@ -215,11 +216,11 @@ def test_an_unknown_table_ends_the_command_before_anything_is_made(tmp_path: Pat
 def test_cells_are_trained_generated_and_scored_for_real(tmp_path: Path):
     """Data through Prefect, Ray and the pipeline, two cells through DeepSpeed, side by side."""
     budget = Budget(
-        videos=2, prompts=2, pretrain_steps=1, sft_steps=1, batch_size=2, layers=1, heads=1,
+        videos=2, prompts=2, frames=1, pretrain_steps=1, sft_steps=1, batch_size=2,
         denoising_steps=2,
     )  # fmt: skip
     place = place_of(tmp_path, budget, ROOT / MODELS)
-    data = prepare(place, seeds=1)
+    data = prepare(place)
     windows = {low: kept["windows"] for low, kept in data["thresholds"].items()}
     assert windows["-1"] > 0
     assert windows["-1"] >= windows["0"] >= windows["0.8"]
@@ -245,6 +246,6 @@ def test_cells_are_trained_generated_and_scored_for_real(tmp_path: Path):
     assert config["mask"] == "v5"
 
     before = {cell: (place.cell(cell) / "_DONE.json").stat().st_mtime_ns for cell in cells}
-    assert prepare(place, seeds=1) == data
+    assert prepare(place) == data
     run_cells(place, cells, hours=None, processes=2)
     assert before == {c: (place.cell(c) / "_DONE.json").stat().st_mtime_ns for c in cells}

@@ -110,3 +110,11 @@ def test_every_scene_needs_a_caption(probe: Probe) -> None:
         score_stories(probe, [[scene, scene]], [[text]])
     with pytest.raises(InputError, match="not a caption"):
         score_stories(probe, [[scene, scene]], [[text, "a cat"]])
+
+
+def test_what_is_left_out_does_not_count() -> None:
+    still = replace(SEEN, acts=((CAT, "spin"), (FOX, "spin")))
+    whole = score_story([still, SEEN], [TOLD, TOLD])
+    part = score_story([still, SEEN], [TOLD, TOLD], left_out=("action",))
+    assert whole.semantic < part.semantic == 1
+    assert "action" not in part.told

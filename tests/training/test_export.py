@@ -80,6 +80,19 @@ def test_the_average_is_exported_where_there_is_one(ground, changed, tmp_path):
     assert torch.equal(dict(load_transformer(target).named_parameters())[name].data, changed[name])
 
 
+def test_it_may_be_stored_in_half_precision_and_in_small_files(ground, changed, tmp_path):
+    step = checkpoint(tmp_path / "checkpoints", changed, ranks=1)
+    target = export_checkpoint(
+        job_of(ground), step, tmp_path / "model", dtype="float16", max_shard_mb=1
+    )
+    files = [*(target / "transformer").glob("*.safetensors")]
+    largest = max(p.numel() for p in changed.values()) * 2
+    assert len(files) > 1
+    assert all(f.stat().st_size <= max(1e6, largest) + 1e4 for f in files)
+    for name, p in load_transformer(target).named_parameters():
+        assert torch.equal(p.data, changed[name].half().float()), name
+
+
 def test_weights_that_were_not_trained_come_from_the_base_model(ground, changed, tmp_path):
     part = {k: v for k, v in changed.items() if "norm_out" in k}
     step = checkpoint(tmp_path / "checkpoints", part, ranks=1)

@@ -1,15 +1,17 @@
-"""Base models for ToonWorld: the embedded VAE and text encoder around a fresh transformer.
+"""Base models for ToonWorld: the embedded VAE and text encoder around a transformer.
 
-Usage: python -m training.tiny.base OUT [--seed 0] [--layers 4] [--heads 8] [--mask v2]
+Usage: python -m training.tiny.base OUT [--seed 0] [--layers 4] [--heads 5] [--mask v1]
 
-A latent frame of 16 x 16 becomes 16 tokens (patches of 4 x 4), so that a story of three scenes of
-five frames has 240 video tokens and trains on one core.
+A latent frame of 16 x 16 becomes 64 tokens (patches of 2 x 2, as in CogVideoX), so that a story of
+three scenes of five frames has 960 video tokens.
 
-A token then holds 256 numbers, nearly all of them noise at nearly every timestep, and before it can
-draw anything the transformer has to learn to let that through. It starts knowing how: tokens enter
+A token holds 64 numbers, nearly all of them noise at nearly every timestep, and before it can draw
+anything the transformer has to learn to let that through. It starts knowing how: tokens enter
 as the principal components of the VAE's latents and leave by the same ones, so that the best linear
 denoiser is one gain per channel and timestep, which is what adaptive layer norm is. Width is not to
-be less than 256, or the components left out are never denoised. What it saves: docs/experiments.md.
+be less than 64, or the components left out are never denoised. What it saves: docs/experiments.md.
+
+:func:`make_toon_base` writes a fresh one, :func:`make_picture_base` one that draws single pictures.
 
 Shape legend: N patches, P numbers of a patch, T frames, C channels, H W latent height and width.
 """
@@ -34,14 +36,16 @@ from training.tiny.stories import TRAIN_SEED, film_scene
 from training.transformer import Mask2DiTTransformer3DModel
 
 EMBEDDED = Path("assets/tiny/model")
+LAYERS, HEADS = 4, 5
+"""Of the embedded transformer; heads are 32 wide."""
 COPIED = ("vae", "text_encoder", "tokenizer")
 HEAD_WIDTH = 32
-TIME_WIDTH = 128
-PATCH = 4
-_VERSION = 2
+TIME_WIDTH = 32
+PATCH = 2
+_VERSION = 3
 """Raise when the same arguments give another folder."""
 _SCENES = 48
-"""Enough for directions of 256 numbers: each scene has 80 patches."""
+"""Enough for directions of 64 numbers: each scene has 320 patches."""
 
 
 def make_toon_base(
@@ -59,18 +63,63 @@ def make_toon_base(
     Raises:
         ConfigError: Something else is in the way.
     """
-    pieces = {name: fingerprint_folder(embedded / name) for name in COPIED}
+    pieces = pieces_of(embedded)
     shape = model.model_dump(include={"frames", "height_px", "width_px", "text_tokens"})
     sizes = {"layers": layers, "heads": heads}
 
     def write(to: Path) -> None:
-        for name in COPIED:
-            shutil.copytree(embedded / name, to / name)
+        _copy_pieces(to, embedded)
         _transformer(to, model, layers, heads).save_pretrained(to / "transformer")
-        write_index(to, read_json(to / "tokenizer" / "tokenizer_config.json")["tokenizer_class"])
 
     made_from = {**pieces, **shape, **model.scene_settings, **sizes, "version": _VERSION}
     return make_base(folder, made_from, model.seed, write)
+
+
+def make_picture_base(folder: Path, pictures: Path, embedded: Path = EMBEDDED) -> Path:
+    """Write a model folder whose transformer knows single pictures (:mod:`training.tiny.pictures`).
+
+    Args:
+        folder: Where it is to be; a finished one of the same weights is reused.
+        pictures: Folder of the transformer.
+        embedded: Folder whose VAE, text encoder and tokenizer are copied.
+
+    Raises:
+        ConfigError: Something else is in the way.
+    """
+    made_from = {
+        **pieces_of(embedded),
+        "pictures": fingerprint_folder(pictures),
+        "version": _VERSION,
+    }
+
+    def write(to: Path) -> None:
+        _copy_pieces(to, embedded)
+        shutil.copytree(pictures, to / "transformer")
+
+    return make_base(folder, made_from, 0, write)
+
+
+def write_model(
+    folder: Path, transformer: Mask2DiTTransformer3DModel, embedded: Path = EMBEDDED
+) -> None:
+    """Write a model folder around a transformer; one that is there is replaced."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _copy_pieces(partial, embedded)
+    transformer.save_pretrained(partial / "transformer")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def pieces_of(embedded: Path) -> dict[str, str]:
+    """Fingerprints of the VAE, text encoder and tokenizer, by name."""
+    return {name: fingerprint_folder(embedded / name) for name in COPIED}
+
+
+def _copy_pieces(to: Path, embedded: Path) -> None:
+    for name in COPIED:
+        shutil.copytree(embedded / name, to / name)
+    write_index(to, read_json(to / "tokenizer" / "tokenizer_config.json")["tokenizer_class"])
 
 
 def _transformer(
@@ -132,9 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--mask", default="v2")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--heads", type=int, default=HEADS)
+    parser.add_argument("--mask", default="v1")
     args = parser.parse_args()
     shape = toonworld().training.model.model_dump() | {"seed": args.seed, "mask": args.mask}
     make_toon_base(args.out, ModelConfig(**shape), args.layers, args.heads)

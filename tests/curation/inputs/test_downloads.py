@@ -232,7 +232,8 @@ def test_processes_share_a_small_cache(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(name.encode() * 4000)
             tar.add(tmp_path / name, name)
     uris = [f"tar://{name}::{tmp_path}/0.tar" for name in names]
-    context = multiprocessing.get_context("fork")
+    # a forked child would take along what other tests left behind: log handlers, threads, locks
+    context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_fetch_all, args=(tmp_path / "cache", uris[i:] + uris[:i]))
         for i in range(3)
