@@ -15,7 +15,7 @@ WORKSPACE ?= workspace
 .DEFAULT_GOAL := help
 # Benchmarks there are, in the order they run; each is benchmarks/NAME.py.
 BENCHES := $(basename $(notdir $(wildcard $(addprefix benchmarks/,$(addsuffix .py, \
-	shots toonworld_shots toonworld_similarity curation manifests embedding \
+	shots toonworld_shots toonworld_similarity toonworld_stories curation manifests embedding \
 	attention model train extension generate)))))
 
 .PHONY: help setup demo test test-fast bench bench-gpu check format lock clean

@@ -18,6 +18,8 @@ from training.tiny.stories import HELD_OUT_SEED, PIXELS, SCENES, film_scene
 TINY = Path(__file__).parents[2] / "assets/tiny"
 STORIES = range(100, 106)
 """Beside those of the benchmark, which has the figures; six stories only tell whether it works."""
+LEAST_TOLD, LEAST_STYLE = 0.45, 0.35
+"""Scenes of unrelated stories get .21 and .27. What the model reaches is on its card."""
 FRAMES, STRIDE = 5, 2
 
 
@@ -52,5 +54,5 @@ def scores(given: int) -> list[StoryScores]:
 @pytest.mark.parametrize("given", [0, 2])
 def test_held_out_stories_are_as_told_and_of_one_style(given: int):
     found = scores(given)
-    assert fmean(s.semantic for s in found) > 0.7
-    assert fmean(s.style for s in found) > 0.7
+    assert fmean(s.semantic for s in found) > LEAST_TOLD
+    assert fmean(s.style for s in found) > LEAST_STYLE

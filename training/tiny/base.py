@@ -42,7 +42,7 @@ COPIED = ("vae", "text_encoder", "tokenizer")
 HEAD_WIDTH = 32
 TIME_WIDTH = 32
 PATCH = 2
-_VERSION = 3
+_VERSION = 4
 """Raise when the same arguments give another folder."""
 _SCENES = 48
 """Enough for directions of 64 numbers: each scene has 320 patches."""
@@ -153,6 +153,7 @@ def _pass_through(transformer: Mask2DiTTransformer3DModel, directions: Tensor) -
     embed, out = cast("Any", transformer.patch_embed.proj), cast("Any", transformer.proj_out)
     count = min(len(directions), len(embed.weight))
     embed.weight[:count] = directions[:count].unflatten(1, embed.weight.shape[1:])
+    out.weight.zero_()  # what else there is in a token adds nothing yet
     out.weight[:, :count] = directions[:count].T
     embed.bias.zero_()
     out.bias.zero_()

@@ -1,6 +1,7 @@
 """Train the embedded DiT's first stage: single pictures of ToonWorld from their captions.
 
-Usage: python -m training.tiny.pictures OUT --workspace build/toonworld [--steps 4000]
+Usage: python -m training.tiny.pictures OUT [--workspace build/toonworld] [--steps 4000]
+    [--start MODEL] [--weights assets/tiny/pictures]
 
 The frames of a scene have most things in common, so what a caption means is learnt from single ones
 in a fraction of the time that videos take (image before video training, as video diffusion models
@@ -82,6 +83,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("build/toonworld"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="model folder to go on from; default: none")
+    parser.add_argument("--weights", type=Path, help="also write the transformer in float16 here")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
@@ -90,9 +93,11 @@ def main() -> None:
     work = args.workspace / _NAME
     base = make_toon_base(work / "base", shape, LAYERS, HEADS)
     pictures = load_pictures(args.workspace, base, config.training)
-    transformer = load_transformer(base)
+    transformer = load_transformer(args.start or base)
     curve = train(transformer, pictures, base, args.steps, work / "checkpoint.ckpt")
     write_model(args.out, transformer)
+    if args.weights is not None:
+        transformer.half().save_pretrained(args.weights)
     write_json(work / "curve.json", curve)
 
 
