@@ -1,6 +1,6 @@
 # Everything a fresh machine needs is made here: Python 3.11, pip, make and git are enough.
 #
-#   make demo       the whole pipeline on the embedded samples, result shown
+#   make demo       the whole pipeline on cartoons drawn on the spot, result shown
 #   make test       everything that runs without a GPU
 #   make help       all targets
 
@@ -37,7 +37,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(READY) ## Run the whole pipeline on the embedded samples and show the result
+demo: $(READY) ## Run the whole pipeline on cartoons drawn on the spot and show the result
 	@$(BIN)/triptych demo --workspace $(WORKSPACE)
 
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)

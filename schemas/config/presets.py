@@ -90,7 +90,7 @@ def toonworld(folder: str = "toonworld") -> TriptychConfig:
         folder: Where ``triptych toonworld`` wrote its videos.
     """
     stage = TrainStageConfig(
-        steps=10, batch_size=8, micro_batch_size=8, lr=2e-4, warmup_steps=5, checkpoint_every=10
+        steps=10, batch_size=4, micro_batch_size=4, lr=2e-4, warmup_steps=5, checkpoint_every=10
     )
     viclip = "assets/tiny/viclip"
     return TriptychConfig(
