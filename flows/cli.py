@@ -350,13 +350,12 @@ def demo(
     is new, so that what it makes is texture.
     """
     settings = _settings(config, preset, set_, workspace)
-    is_drawn = preset == "toonworld"
 
     def run() -> None:
         from flows.demo import with_films
         from flows.end_to_end import end_to_end
 
-        result = end_to_end(with_films(settings) if is_drawn else settings)
+        result = end_to_end(with_films(settings))
         where = {"videos": result.videos, "gallery": result.gallery, "report": result.report}
         _finish(result.counts, "end-to-end", **where)
         if settings.training.model.base == "tiny":
