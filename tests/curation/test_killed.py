@@ -1,7 +1,7 @@
 """Processes of a running refresh are killed; nothing may be lost, rejected for it or half-written.
 
-A victim is known to be in the middle of a film: a decoding child is halted, and only if it then has
-one of the films open is it, its Ray worker or its Ray node killed.
+A victim is known to be in the middle of a film: decoding children are halted, and only one that then
+has a film open is killed, or its Ray worker or its Ray node.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from schemas.layout import Snapshot
 
 pytestmark = pytest.mark.slow
 
+_SLICE_S = 0.005
+"""A film takes tens of these."""
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
 
 Make = Callable[[Path], Refresh]
@@ -103,20 +105,15 @@ def check_same(done: Done, whole: Done) -> None:
     assert tables[0] == tables[1]
 
 
-def halted(root: int, films: Path, name: str) -> psutil.Process | None:
-    """A decoding child below process ``root`` with a film open, halted; None if there is none."""
+def decoders(root: int) -> list[psutil.Process]:
+    """The decoding children below process ``root``, halted."""
+    found: list[psutil.Process] = []
     for process in psutil.Process(root).children(recursive=True):
-        try:
-            if "curation.isolation" not in process.cmdline():
-                continue
-            process.suspend()
-            opened = [Path(f.path) for f in process.open_files()]
-            if any(path.parent == films and path.match(name) for path in opened):
-                return process
-            process.resume()
-        except psutil.NoSuchProcess:
-            continue
-    return None
+        with suppress(psutil.NoSuchProcess):
+            if "curation.isolation" in process.cmdline():
+                process.suspend()
+                found.append(process)
+    return found
 
 
 @contextmanager
@@ -130,18 +127,31 @@ def killing(
 ) -> Generator[list[int]]:
     """Kill, while other work goes on, ``victim(child)`` of a child with such a film open.
 
+    Children are let go on only ``_SLICE_S`` at a time and halted while they are looked at, so that
+    on a busy machine, too, none gets through a film unseen.
+
     Gives the list of the process ids that were killed.
     """
     killed: list[int] = []
     over = threading.Event()
 
+    def has_film(child: psutil.Process) -> bool:
+        opened = [Path(file.path) for file in child.open_files()]
+        return any(path.parent == films and path.match(name) for path in opened)
+
     def look() -> None:
-        while len(killed) < times and not over.wait(0.002):
-            child = halted(below or os.getpid(), films, name)
-            if child is not None:
-                killed.append(victim(child))
-                os.kill(killed[-1], signal.SIGKILL)
-                child.send_signal(signal.SIGCONT)
+        children: list[psutil.Process] = []
+        while len(killed) < times and not over.wait(_SLICE_S):
+            for child in children:  # before the search for new ones, which takes a while
+                with suppress(psutil.NoSuchProcess):
+                    child.suspend()
+            children = decoders(below or os.getpid())
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    if len(killed) < times and has_film(child):
+                        killed.append(victim(child))
+                        os.kill(killed[-1], signal.SIGKILL)
+                    child.resume()
 
     thread = threading.Thread(target=look)
     thread.start()
