@@ -1,7 +1,7 @@
 """Processes of a running refresh are killed; nothing may be lost, rejected for it or half-written.
 
-A victim is known to be in the middle of a film: decoding children are halted, and only one that then
-has a film open is killed, or its Ray worker or its Ray node.
+A victim is known to be in the middle of a film: decoding children are halted, and only one that has
+a film open then is killed, or its Ray worker or its Ray node.
 """
 
 from __future__ import annotations

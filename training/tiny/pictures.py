@@ -37,13 +37,14 @@ from training.latents import scene_reader
 from training.latents_job import encode_manifest
 from training.positions import Timeline
 from training.tiny.base import HEADS, LAYERS, make_toon_base, write_model
+from training.tiny.muon import Muon
 from training.transformer import Mask2DiTTransformer3DModel
 from training.weights import load_transformer
 
 log = logging.getLogger(__name__)
 
 BATCH = 32
-_LR, _WARMUP, _TEXT_DROPOUT = 2e-3, 100, 0.1
+_LR, _MUON_LR, _DECAY, _WARMUP, _TEXT_DROPOUT = 2e-3, 1e-2, 0.03, 100, 0.1
 _EVERY = 100
 _NAME = "pictures"
 
@@ -128,38 +129,58 @@ def train(
 ) -> list[dict[str, float]]:
     """Train in place; gives the curve. What a step sees depends on its number alone."""
     scheduler = load_scheduler(base)
-    optimizer = torch.optim.AdamW(transformer.parameters(), _LR, (0.9, 0.99), weight_decay=0.03)
+    optimizers = _optimizers(transformer)
     curve: list[dict[str, float]] = []
     first, seconds = 0, 0.0
     if checkpoint.is_file():
         state: Any = torch.load(checkpoint, weights_only=True)
         transformer.load_state_dict(state["transformer"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first, seconds, curve = state["step"], state["seconds"], state["curve"]
         log.info("pictures resumed step=%d of=%d", first, steps)
     transformer.train()
     losses: list[float] = []
     started = time.process_time() - seconds
     for step in range(first, steps):
-        lr = _LR * min(1.0, (step + 1) / _WARMUP) * (1 - step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        share = min(1.0, (step + 1) / _WARMUP) * (1 - step / steps)
         loss = _loss(transformer, scheduler, pictures, step)
-        optimizer.zero_grad()
+        transformer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * share
+            optimizer.step()
         losses.append(float(loss.detach()))
         if (step + 1) % _EVERY == 0 or step + 1 == steps:
             seconds, mean = time.process_time() - started, sum(losses) / len(losses)
             curve.append({"step": step + 1, "loss": round(mean, 4), "cpu_s": round(seconds)})
             log.info("pictures step=%d of=%d loss=%.4f cpu_s=%.0f", step + 1, steps, mean, seconds)
             losses.clear()
-            state = {"transformer": transformer.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"step": step + 1, "seconds": seconds, "curve": curve}
+            state = {
+                "transformer": transformer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                **{"step": step + 1, "seconds": seconds, "curve": curve},
+            }
             with atomic_path(checkpoint) as tmp:
                 torch.save(state, tmp)
     return curve
+
+
+def _optimizers(transformer: Mask2DiTTransformer3DModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for what goes in, comes out and the rest."""
+    inner = [p for p in transformer.transformer_blocks.parameters() if p.ndim == 2]
+    others = {*transformer.parameters()} - {*inner}
+    return [
+        Muon(inner, _MUON_LR, weight_decay=_DECAY),
+        torch.optim.AdamW(
+            [p for p in transformer.parameters() if p in others],
+            _LR,
+            (0.9, 0.99),
+            weight_decay=_DECAY,
+        ),
+    ]
 
 
 def _loss(
