@@ -2,11 +2,13 @@
 
 Usage: python -m benchmarks.toonworld_stories [--model assets/tiny/model] [--stories 64]
     [--workspace build/bench/toonworld_stories] [--out build/bench/toonworld_stories.json]
+    [--picture docs/stories.webp]
 
 Each story is told by the captions of an episode of the held-out seed. Once all of its three scenes
 are generated, and once the first two are given as real videos and the third is generated. A trained
 probe reads the videos, as they were written. Beside them: what the probe reads of real scenes (the
-ceiling), and of scenes of different stories with captions of another one (chance).
+ceiling), and of scenes of different stories with captions of another one (chance). ``--picture``
+also writes the first stories, the good and the bad ones, as a moving picture for the README.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from benchmarks.tables import target, write_report
 from curation.mp4 import write_mp4
@@ -40,6 +43,8 @@ MODELS = Path("assets/tiny")
 LEAST = 0.8
 GIVEN = 2
 """Scenes that the extended stories begin with."""
+SHOWN, _SCALE, _GAP_PX, _PAPER = 4, 3, 6, 255
+"""Of the moving picture: stories, enlargement, gaps between scenes and their grey."""
 
 ABOUT = f"""
 Prompts are the captions of episodes of the held-out seed {HELD_OUT_SEED}, {SCENES} scenes each;
@@ -61,6 +66,7 @@ def main() -> None:
     parser.add_argument("--stories", type=int, default=64)
     parser.add_argument("--workspace", type=Path, default=Path("build/bench/toonworld_stories"))
     parser.add_argument("--out", type=Path, default=Path("build/bench/toonworld_stories.json"))
+    parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     probe = load_probe(MODELS / "probe")
     config = toonworld().training.model
@@ -81,6 +87,8 @@ def main() -> None:
     for name, given in (("generated", 0), ("extended", GIVEN)):
         made = generate(args.workspace, args.model, captions, real, given)
         scores[name] = score_stories(probe, made, captions, given)
+        if args.picture is not None and not given:
+            write_picture(made[:SHOWN], args.picture)
     rows = [{"group": f"{args.stories} stories", "case": n, **mean(s)} for n, s in scores.items()]
     targets = [
         target(f"{what}, {name}", fmean(getattr(s, what) for s in scores[name]), LEAST)
@@ -109,6 +117,26 @@ def generate(
     assert count.kept == len(prompts), f"not every story was generated: see {folder}"
     rows = {g.prompt_id: g for g in read_table(folder / "generations.parquet", GENERATIONS)}
     return [scenes_of(Workspace(workspace), rows[prompt.prompt_id]) for prompt in prompts]
+
+
+def write_picture(stories: Sequence[Scenes], path: Path) -> None:
+    """Animated WebP: a row per story, whose scenes play side by side, for ever."""
+    count = min(len(scene) for story in stories for scene in story)
+    frames = list[Image.Image]()
+    for k in range(count):
+        rows = [np.concatenate([_framed(scene[k]) for scene in story], axis=1) for story in stories]
+        frames.append(Image.fromarray(np.concatenate(rows)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ms = round(1000 / toonworld().generation.fps)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=ms, loop=0, quality=85, method=6
+    )
+
+
+def _framed(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    large = frame.repeat(_SCALE, 0).repeat(_SCALE, 1)
+    gap = ((_GAP_PX // 2,) * 2, (_GAP_PX // 2,) * 2, (0, 0))
+    return np.pad(large, gap, constant_values=_PAPER)
 
 
 def settings(workspace: Path, prompts: Path) -> TriptychConfig:
