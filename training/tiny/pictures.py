@@ -1,6 +1,6 @@
 """Train the embedded DiT's first stage: single pictures of ToonWorld from their captions.
 
-Usage: python -m training.tiny.pictures OUT [--workspace build/toonworld] [--steps 4000]
+Usage: python -m training.tiny.pictures OUT [--workspace build/toonworld] [--steps 8000]
     [--start MODEL] [--weights assets/tiny/pictures]
 
 The frames of a scene have most things in common, so what a caption means is learnt from single ones
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--workspace", type=Path, default=Path("build/toonworld"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start", type=Path, help="model folder to go on from; default: none")
     parser.add_argument("--weights", type=Path, help="also write the transformer in float16 here")
