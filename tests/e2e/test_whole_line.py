@@ -36,7 +36,7 @@ FEWER = [
     "training.sft.checkpoint_every=2",
     "generation.steps=10",
 ]
-LEAST = 0.4
+LEAST = 0.5
 """Of what captions tell, read from the frames; unrelated scenes get a fifth."""
 PROBE = Path(__file__).parents[2] / "assets/tiny/probe"
 
