@@ -171,15 +171,10 @@ def train(
 def _optimizers(transformer: Mask2DiTTransformer3DModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for what goes in, comes out and the rest."""
     inner = [p for p in transformer.transformer_blocks.parameters() if p.ndim == 2]
-    others = {*transformer.parameters()} - {*inner}
+    outer = [p for p in transformer.parameters() if p not in {*inner}]
     return [
         Muon(inner, _MUON_LR, weight_decay=_DECAY),
-        torch.optim.AdamW(
-            [p for p in transformer.parameters() if p in others],
-            _LR,
-            (0.9, 0.99),
-            weight_decay=_DECAY,
-        ),
+        torch.optim.AdamW(outer, _LR, (0.9, 0.99), weight_decay=_DECAY),
     ]
 
 
