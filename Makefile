@@ -18,7 +18,7 @@ BENCHES := $(basename $(notdir $(wildcard $(addprefix benchmarks/,$(addsuffix .p
 	shots toonworld_shots toonworld_similarity toonworld_stories curation manifests embedding \
 	attention model train extension generate)))))
 
-.PHONY: help setup demo test test-fast bench bench-gpu check format lock clean
+.PHONY: help setup demo reproduce test test-fast bench bench-gpu check format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY) ## Run the whole pipeline on cartoons drawn on the spot and show the result
 	@$(BIN)/triptych demo --workspace $(WORKSPACE)
+
+reproduce: $(READY) ## The paper's ablation tables with small models, over some hours (ARGS=--quick: one)
+	@$(BIN)/triptych reproduce --workspace $(WORKSPACE) $(ARGS)
 
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

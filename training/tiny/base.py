@@ -76,7 +76,7 @@ def make_toon_base(
 
 
 def make_picture_base(folder: Path, pictures: Path, embedded: Path = EMBEDDED) -> Path:
-    """Write a model folder whose transformer knows single pictures (:mod:`training.tiny.pictures`).
+    """Write a model folder whose transformer draws lone frames (:mod:`training.tiny.dit`, stage 1).
 
     Args:
         folder: Where it is to be; a finished one of the same weights is reused.
