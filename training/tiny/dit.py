@@ -11,7 +11,7 @@ are usually made); likewise what the scenes of a story share. Each stage starts 
 2. ``--scenes 3``: a frame of each of three scenes of an episode, with mask v2;
 3. ``--scenes 3 --frames 5``: all frames of such scenes.
 
-An interrupted run goes on from its last checkpoint.
+An interrupted run goes on from its last checkpoint when the same command is given again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from schemas.config.presets import toonworld
-from schemas.storage import atomic_path, write_json
+from schemas.storage import atomic_path, fingerprint, fingerprint_folder, write_json
 from training.base_model import load_scheduler
 from training.data import draw_int
 from training.diffusion import diffusion_losses
@@ -67,8 +67,10 @@ def main() -> None:
     base = make_toon_base(args.work / "base", model, LAYERS, HEADS)
     scenes = encoded_scenes(args.work, base, args.episodes, args.threads)
     data = Rows(scenes, args.scenes, args.frames)
-    transformer = load_transformer(args.start or base, mask=mask)
-    stage = args.work / f"dit-{args.scenes}x{args.frames}"
+    start = args.start or base
+    transformer = load_transformer(start, mask=mask)
+    run = fingerprint(fingerprint_folder(start), args.steps, args.rate, args.episodes)[:8]
+    stage = args.work / f"dit-{args.scenes}x{args.frames}-{run}"
     curve = train(transformer, data, base, args.steps, stage.with_suffix(".ckpt"), args.rate)
     write_model(args.out, transformer)
     if args.weights is not None:
