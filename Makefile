@@ -42,7 +42,7 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## Run the whole pipeline on cartoons drawn on the spot and show the result
 	@$(BIN)/triptych demo --workspace $(WORKSPACE)
 
-reproduce: $(READY) ## The paper's ablation tables with small models, over some hours (ARGS=--quick: one)
+reproduce: $(READY) ## The paper's ablation tables with small models; goes on where it stopped (ARGS=--quick)
 	@$(BIN)/triptych reproduce --workspace $(WORKSPACE) $(ARGS)
 
 test: $(READY) ## Everything that runs without a GPU (real Ray, Prefect, DeepSpeed, browser)
