@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -173,7 +174,7 @@ def encoded_scenes(folder: Path, base: Path, episodes: int, processes: int) -> S
 
 
 @torch.inference_mode()
-def _encode_episodes(base: Path, episodes: range) -> Any:
+def _encode_episodes(base: Path, episodes: range) -> npt.NDArray[np.float16]:
     """(N, F, C, H, W) float16 latents times the scaling factor, as numpy: it crosses processes."""
     torch.set_num_threads(1)
     vae = load_vae(base)

@@ -68,7 +68,10 @@ def load_stories(folder: Path, seed: int, count: int) -> Stories:
 
 
 def film_scene(shot: Shot, *names: str | int, every: int = 1) -> npt.NDArray[np.uint8]:
-    """(T, H, W, 3) a scene of a shot; ``names`` say which, so that it is the same every time."""
+    """(T, H, W, 3) a scene of a shot, or every second, third, ... frame of it.
+
+    ``names`` say which scene, so that it is the same every time.
+    """
     room = shot.seconds - (FRAMES - 1) / FPS
     start = Draw("scene", *names).number(0, max(0.0, room))
     return film(stage(shot, PIXELS, PIXELS), start + np.arange(0, FRAMES, every) / FPS)
