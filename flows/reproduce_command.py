@@ -10,12 +10,13 @@ import typer
 
 from flows.console import err, out, show_logs
 from flows.options import Verbose
-from flows.reproduce_cells import FULL, QUICK, TABLES, jobs, rows_of
+from flows.reproduce_cells import TABLES, Budget, jobs, rows_of
 
 
 def reproduce(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer rows, steps and stories: within an hour.")
+        bool,
+        typer.Option("--quick", help="One seed, and the rows that the paper's trends are about."),
     ] = False,
     tables: Annotated[
         str, typer.Option("--tables", help="Which ones, with commas between.")
@@ -57,7 +58,7 @@ def reproduce(
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     show_logs(verbose)
     rows = rows_of([name.strip() for name in tables.split(",")], quick)
-    budget = QUICK if quick else FULL
+    budget = Budget()
     count = seeds or (1 if quick else 3)
     cells = jobs(rows, count)
 

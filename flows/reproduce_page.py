@@ -23,21 +23,26 @@ _NOTES = {
     "masks": "v1, v3 and v4 are inferred from their descriptions; the authors published v2 and v5.",
     "thresholds": "*no SFT*, the model before it ever saw related scenes, stands beside "
     "the paper's CogVideoX; *none* lets every window in, also those of unrelated shots.",
-    "stages": "All rows have the same number of steps in all.",
+    "stages": "*SFT only* leaves pre-training out, as the paper's recipe is read; "
+    "*SFT only, longer* has as many steps as both stages, and so has *pre-training only*.",
 }
 Rows = Mapping[str, Sequence[Row]]
 
 
 def show(records: Records, rows: Rows) -> None:
     """Print each table, the paper's figures and ours one under the other, then the trends."""
-    for name, members in rows.items():
-        table = narrow_table(f"{_TITLES[name]} (x 100)", "", "", *MEASURES.values())
+    for table_name, members in rows.items():
+        table = narrow_table(_TITLES[table_name], "", "", *MEASURES.values())
         for row in members:
-            table.add_row(row.name, "paper", *map(_number, row.paper), "", "")
+            name = row.name
+            if any(row.paper):
+                table.add_row(name, "paper", *map(_number, row.paper), "", "")
+                name = ""
             ours = estimates(records, row)
-            texts = [e.text for e in ours.values()] if ours else [_MISSING]
-            table.add_row("", "ours", *texts)
+            texts = [e.short for e in ours.values()] if ours else [_MISSING]
+            table.add_row(name, "ours", *texts)
         out.print(table)
+    out.print("All x 100; ± is half of the 95 % interval.\n", highlight=False)
     for seen in trends(records, rows):
         out.print(f"{seen.trend.table}: {_said(seen)}", soft_wrap=True, highlight=False)
 
@@ -69,9 +74,9 @@ one core per cell, {core_hours:.1f} core-hours so far.
 
 The paper fine-tunes CogVideoX; here every cell fine-tunes the embedded transformer that draws
 single pictures of ToonWorld, so figures cannot be compared with the paper's, only what they do from
-row to row. A scene is {frames}. Every cell takes {total:,} steps of {budget.batch_size} stories
-({budget.pretrain_steps:,} of pre-training and {budget.sft_steps:,} of SFT where it goes through
-both) and is scored on the same {budget.prompts} held-out stories.
+row to row. A scene is {frames}. Where nothing else is said, a
+cell takes {total:,} steps of {budget.batch_size} stories: {budget.pretrain_steps:,} of pre-training
+and {budget.sft_steps:,} of SFT. All are scored on the same {budget.prompts} held-out stories.
 
 - *visual*, *semantic* and *sequence* are the paper's scores, with the embedded ViCLIP.
 - *same style* is the share of pairs of scenes and hidden style variables that agree; *as told* the

@@ -47,6 +47,11 @@ class Estimate:
         """For a table."""
         return f"{self.mean:.1f} ({self.low:.1f}..{self.high:.1f})"
 
+    @property
+    def short(self) -> str:
+        """For a table that has little room: the mean, and half of the interval's width."""
+        return f"{self.mean:.1f}±{(self.high - self.low) / 2:.1f}"
+
 
 @dataclass(frozen=True)
 class Trend:
@@ -79,6 +84,7 @@ TRENDS = (
     Trend("thresholds", "0.8 > 0.0, visual", "0.8", "0.0", _STYLE),
     Trend("stages", "both > pre-training only", "both", "pre-training only", _ALL),
     Trend("stages", "both > SFT only", "both", "SFT only", _ALL),
+    Trend("stages", "both > SFT only, longer", "both", "SFT only, longer", _ALL),
 )
 Verdict = Literal["holds", "not separated", "does not hold"]
 

@@ -24,8 +24,6 @@ from flows.reproduce import (
 )
 from flows.reproduce_cells import (
     EVERYTHING,
-    FULL,
-    QUICK,
     TABLES,
     Budget,
     Cell,
@@ -60,7 +58,7 @@ def records(*cells: tuple[Cell, float]) -> dict:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    budget = dataclasses.replace(QUICK, videos=1)
+    budget = Budget(videos=1)
     return Place(*[tmp_path] * 4, tmp_path / "pretrain.parquet", budget)
 
 
@@ -80,12 +78,18 @@ def test_whole_tables_of_a_seed_come_before_the_next_seed():
     assert {c.seed for c in cells} == {0, 1, 2}
 
 
-def test_every_cell_takes_as_many_steps():
-    for budget in (QUICK, FULL):
-        total = budget.pretrain_steps + budget.sft_steps
-        for cell in jobs(rows_of([*TABLES], quick=False), 1):
-            assert sum(budget.steps(cell)) == total
-            assert (budget.steps(cell)[0] == 0) == (cell.stages == "sft")
+def test_every_cell_takes_as_many_steps_but_the_one_that_leaves_pre_training_out():
+    budget = Budget()
+    for cell in jobs(rows_of([*TABLES], quick=False), 1):
+        part = (0, budget.sft_steps) if cell.stages == "sft-part" else None
+        assert sum(budget.steps(cell)) == sum(part or (budget.pretrain_steps, budget.sft_steps))
+        assert (budget.steps(cell)[0] == 0) == (cell.shared is None)
+
+
+def test_what_quick_finishes_counts_for_the_whole():
+    """Its cells are among all of them, and are of the same budget."""
+    every = jobs(rows_of([*TABLES], quick=False), 3)
+    assert {*jobs(rows_of([*TABLES], quick=True), 1)} < {*every}
 
 
 def test_an_unknown_table_is_said():
@@ -128,11 +132,11 @@ def test_results_of_another_budget_or_other_models_are_kept_apart(tmp_path: Path
     for name in (*pieces, "pictures", "viclip", "probe"):
         (models / name).mkdir(parents=True)
         (models / name / "weights").write_text(name)
-    first = place_of(tmp_path, QUICK, models)
-    assert place_of(tmp_path, QUICK, models) == first
-    assert place_of(tmp_path, FULL, models).root != first.root
+    first = place_of(tmp_path, Budget(), models)
+    assert place_of(tmp_path, Budget(), models) == first
+    assert place_of(tmp_path, Budget(frames=5), models).root != first.root
     (models / "probe" / "weights").write_text("better")
-    assert place_of(tmp_path, QUICK, models).root != first.root
+    assert place_of(tmp_path, Budget(), models).root != first.root
     assert Place.of(first.to_dict()) == first
 
 
@@ -184,7 +188,7 @@ def test_what_was_not_measured_is_missing_and_nothing_else():
     rows = rows_of([*TABLES], quick=False)
     made = records((Cell(), 0.7), (Cell("v5"), 0.4))
     data = {"thresholds": {"0.8": {"windows": 120, "related": 0.975}}}
-    text = page(made, rows, FULL, data, core_hours=1.5)
+    text = page(made, rows, Budget(), data, core_hours=1.5)
     assert "1.5 core-hours" in text
     lines = {line.split(" |")[0]: line for line in text.splitlines() if line.startswith("| ")}
     assert "58.09" in lines["| v1"]
@@ -200,7 +204,8 @@ def test_what_was_not_measured_is_missing_and_nothing_else():
     with out.capture() as captured:
         show(made, rows)
     assert "missing" in captured.get()
-    assert max(map(len, captured.get().splitlines())) < 110
+    assert "±" in captured.get()
+    assert "…" not in captured.get()  # on 80 columns
 
 
 def test_an_unknown_table_ends_the_command_before_anything_is_made(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Base models for ToonWorld: the embedded VAE and text encoder around a transformer.
 
-Usage: python -m training.tiny.base OUT [--seed 0] [--layers 4] [--heads 5] [--mask v1]
+Usage: python -m training.tiny.base OUT [--seed 0] [--layers 4] [--heads 8] [--mask v1]
 
 A latent frame of 16 x 16 becomes 64 tokens (patches of 2 x 2, as in CogVideoX), so that a story of
 three scenes of five frames has 960 video tokens.
@@ -36,7 +36,7 @@ from training.tiny.stories import TRAIN_SEED, film_scene
 from training.transformer import Mask2DiTTransformer3DModel
 
 EMBEDDED = Path("assets/tiny/model")
-LAYERS, HEADS = 4, 5
+LAYERS, HEADS = 4, 8
 """Of the embedded transformer; heads are 32 wide."""
 COPIED = ("vae", "text_encoder", "tokenizer")
 HEAD_WIDTH = 32

@@ -1,7 +1,7 @@
 """Train the embedded DiT on ToonWorld, in stages that go from lone pictures to whole stories.
 
 Usage: python -m training.tiny.dit OUT [--scenes 1] [--frames 1] [--steps 8000] [--start MODEL]
-    [--episodes 4000] [--work build/tiny] [--weights assets/tiny/pictures]
+    [--episodes 4000] [--work build/tiny] [--weights DIR] [--heads 8] [--bf16]
 
 What a caption means is learnt from single frames in a fraction of the time that videos take, as the
 frames of a scene have most things in common (image before video training, as video diffusion models
@@ -19,8 +19,9 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,21 +58,30 @@ def main() -> None:
         "--frames", type=int, default=1, choices=(1, model.frames), help="of a scene"
     )
     parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates")
+    parser.add_argument(
+        "--heads", type=int, default=HEADS, help="of 32, where --start is not given"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start", type=Path, help="model folder to go on from; default: none")
+    parser.add_argument(
+        "--bf16", action="store_true", help="multiply in bfloat16: faster on processors with AMX"
+    )
     parser.add_argument("--weights", type=Path, help="also write the transformer in float16 here")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     mask = "v1" if args.scenes == 1 else "v2"
-    base = make_toon_base(args.work / "base", model, LAYERS, HEADS)
+    base = make_toon_base(args.work / f"base-{args.heads}", model, LAYERS, args.heads)
     scenes = encoded_scenes(args.work, base, args.episodes, args.threads)
     data = Rows(scenes, args.scenes, args.frames)
     start = args.start or base
     transformer = load_transformer(start, mask=mask)
-    run = fingerprint(fingerprint_folder(start), args.steps, args.rate, args.episodes)[:8]
+    run = fingerprint(fingerprint_folder(start), args.steps, args.rate, args.episodes, args.bf16)[
+        :8
+    ]
     stage = args.work / f"dit-{args.scenes}x{args.frames}-{run}"
-    curve = train(transformer, data, base, args.steps, stage.with_suffix(".ckpt"), args.rate)
+    checkpoint = stage.with_suffix(".ckpt")
+    curve = train(transformer, data, base, args.steps, checkpoint, args.rate, args.bf16)
     write_model(args.out, transformer)
     if args.weights is not None:
         transformer.half().save_pretrained(args.weights)
@@ -85,10 +95,13 @@ def train(
     steps: int,
     checkpoint: Path,
     rate: float = 1.0,
+    is_bf16: bool = False,
 ) -> list[dict[str, float]]:
     """Train in place; gives the curve. What a step sees depends on its number alone."""
     scheduler = load_scheduler(base)
-    optimizers = _optimizers(transformer)
+    if is_bf16:
+        _multiply_in_bfloat16(transformer)
+    optimizers = _optimizers(transformer, torch.bfloat16 if is_bf16 else torch.float32)
     curve: list[dict[str, float]] = []
     first, seconds = 0, 0.0
     if checkpoint.is_file():
@@ -127,12 +140,36 @@ def train(
     return curve
 
 
-def _optimizers(transformer: Mask2DiTTransformer3DModel) -> list[torch.optim.Optimizer]:
+def _multiply_in_bfloat16(transformer: Mask2DiTTransformer3DModel) -> None:
+    """The matrices of the blocks; attention, whose bfloat16 is slow on CPUs, stays in float32."""
+
+    def within(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def call(tokens: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return forward(tokens).float()
+
+        return call
+
+    for block in cast("Any", transformer.transformer_blocks):
+        attention = block.attn1
+        for layer in (
+            attention.to_q,
+            attention.to_k,
+            attention.to_v,
+            attention.to_out[0],
+            block.ff,
+        ):
+            layer.forward = within(layer.forward)
+
+
+def _optimizers(
+    transformer: Mask2DiTTransformer3DModel, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for what goes in, comes out and the rest."""
     inner = [p for p in transformer.transformer_blocks.parameters() if p.ndim == 2]
     outer = [p for p in transformer.parameters() if p not in {*inner}]
     return [
-        Muon(inner, _MUON_LR, weight_decay=_DECAY),
+        Muon(inner, _MUON_LR, weight_decay=_DECAY, dtype=dtype),
         torch.optim.AdamW(outer, _LR, (0.9, 0.99), weight_decay=_DECAY),
     ]
 

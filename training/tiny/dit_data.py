@@ -1,7 +1,7 @@
 """What the embedded DiT learns from: scenes of ToonWorld as latents, and the batches of its stages.
 
 Where frames stand alone, each step puts them at other times of a story, as rotary positions let
-text see where a frame is. Three in ten rows of stories have the last scene generated from the
+text see where a frame is. Half of the rows of stories have the last scene generated from the
 others, which stay clean.
 
 Shape legend: B rows, N scenes of the data, S scenes of a row, F latent frames of a scene, T = S
@@ -36,7 +36,7 @@ from training.tiny.stories import SCENES, TRAIN_SEED, film_scene
 
 log = logging.getLogger(__name__)
 
-_TEXT_DROPOUT, _CONDITIONAL = 0.1, 0.3
+_TEXT_DROPOUT, _CONDITIONAL = 0.1, 0.5
 _NAME = "dit"
 _CHUNK = 50
 """Episodes of one piece of work."""

@@ -1,7 +1,7 @@
-"""Muon in float32, for CPUs.
+"""Muon in float32, for CPUs; in bfloat16 for those that have instructions for it.
 
-``torch.optim.Muon`` is the same with its matrices in bfloat16, which a CPU without instructions for
-it multiplies so slowly that a step of the embedded DiT takes three times as long.
+``torch.optim.Muon`` is the same with its matrices in bfloat16, which other CPUs multiply so slowly
+that a step of the embedded DiT takes three times as long.
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), for the
 method and the coefficients; Liu et al. (arXiv 2502.16982) for the size of an update.
@@ -40,12 +40,19 @@ class Muon(torch.optim.Optimizer):
         lr: Rate, as for AdamW.
         momentum: Share of the former momentum that is kept (Nesterov's).
         weight_decay: Decoupled, as in AdamW.
+        dtype: What updates are orthogonalized in.
     """
 
     def __init__(
-        self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0
+        self,
+        matrices: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -59,6 +66,8 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 mean = state["momentum"].lerp_(parameter.grad, 1 - keep)
-                update = orthogonalized(parameter.grad.lerp(mean, keep))
+                update = orthogonalized(parameter.grad.lerp(mean, keep).to(self.dtype))
                 parameter.mul_(1 - lr * group["weight_decay"])
-                parameter.sub_(update, alpha=lr * _LIKE_ADAMW * max(parameter.shape) ** 0.5)
+                parameter.sub_(
+                    update.to(parameter.dtype), alpha=lr * _LIKE_ADAMW * max(parameter.shape) ** 0.5
+                )
