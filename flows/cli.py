@@ -47,7 +47,7 @@ app.add_typer(manifest, name="manifest")
 app.add_typer(model, name="model")
 app.add_typer(prompts, name="prompts")
 app.command()(toonworld)
-app.command(hidden=True)(reproduce)  # until a whole run of it has been seen
+app.command()(reproduce)
 
 
 def _run(flow: Callable[[], Any], verbose: bool) -> Any:

@@ -47,10 +47,11 @@ def reproduce(
     stages. Data is rendered (ToonWorld) and goes through the real pipeline, as do training,
     generation and scoring. Figures come with 95 % intervals over stories and seeds.
 
-    Everything takes about a day on two cores, --quick an hour. Stop it at any time: what is
-    finished is kept, and the same command goes on. For an evening's worth:
+    On two cores --quick takes less than half an hour and everything about two hours. Stop it at any
+    time: what is finished is kept, the same command goes on, and what --quick has done counts for
+    the whole. To stop by itself:
 
-    [bold]triptych reproduce --hours 4[/bold]
+    [bold]triptych reproduce --hours 1[/bold]
     """
     if not verbose:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _LR, _MUON_LR, _DECAY, _WARMUP = 2e-3, 1e-2, 0.03, 100
 _EVERY = 100
+_SHARD = "4MB"
+"""No file in the repository is larger than 5 MB."""
 
 
 def main() -> None:
@@ -84,7 +86,9 @@ def main() -> None:
     curve = train(transformer, data, base, args.steps, checkpoint, args.rate, args.bf16)
     write_model(args.out, transformer)
     if args.weights is not None:
-        transformer.half().save_pretrained(args.weights)
+        for old in args.weights.glob("diffusion_pytorch_model*"):
+            old.unlink()  # shards beside a file of all, or the other way round, would both be read
+        transformer.half().save_pretrained(args.weights, max_shard_size=_SHARD)
     write_json(stage.with_suffix(".json"), curve)
 
 
