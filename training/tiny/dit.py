@@ -78,16 +78,14 @@ def main() -> None:
     data = Rows(scenes, args.scenes, args.frames)
     start = args.start or base
     transformer = load_transformer(start, mask=mask)
-    run = fingerprint(fingerprint_folder(start), args.steps, args.rate, args.episodes, args.bf16)[
-        :8
-    ]
-    stage = args.work / f"dit-{args.scenes}x{args.frames}-{run}"
+    run = fingerprint(fingerprint_folder(start), args.steps, args.rate, args.episodes, args.bf16)
+    stage = args.work / f"dit-{args.scenes}x{args.frames}-{run[:8]}"
     checkpoint = stage.with_suffix(".ckpt")
     curve = train(transformer, data, base, args.steps, checkpoint, args.rate, args.bf16)
     write_model(args.out, transformer)
     if args.weights is not None:
         for old in args.weights.glob("diffusion_pytorch_model*"):
-            old.unlink()  # shards beside a file of all, or the other way round, would both be read
+            old.unlink()  # a file of all would stay beside new shards
         transformer.half().save_pretrained(args.weights, max_shard_size=_SHARD)
     write_json(stage.with_suffix(".json"), curve)
 
