@@ -43,13 +43,15 @@ def reproduce(
 ) -> None:
     """Train a small model for every row of the paper's ablation tables, and compare the trends.
 
-    The tables are of attention masks, of similarity thresholds of the SFT data, and of training
-    stages. Data is rendered (ToonWorld) and goes through the real pipeline, as do training,
-    generation and scoring. Figures come with 95 % intervals over stories and seeds.
+    The tables are of attention masks, of similarity thresholds of the SFT data,
+    and of training stages. Data is rendered (ToonWorld) and goes through the real
+    pipeline, as do training, generation and scoring. Figures come with 95 %
+    intervals over stories and seeds.
 
-    On two cores --quick takes less than half an hour and everything, as estimated from that, two
-    hours. Stop it at any time: what is finished is kept, the same command goes on, and what
-    --quick has done counts for the whole. To stop by itself:
+    On two cores --quick takes less than half an hour and everything, as estimated
+    from that, two hours. Stop it at any time: what is finished is kept, the same
+    command goes on, and what --quick has done counts for the whole. To stop by
+    itself:
 
     [bold]triptych reproduce --hours 1[/bold]
     """
