@@ -24,6 +24,7 @@ from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from curation.mp4 import H264
 from curation.video import decode, open_video, quarter_turns
 from schemas.config.curation import ExportConfig
 from schemas.errors import VideoDecodeError
@@ -243,7 +244,7 @@ def _encode(
     stream.pix_fmt = "yuv420p"
     stream.time_base = context.time_base = time_base
     context.thread_count = 1
-    context.options = {"preset": "medium", "crf": str(crf), "flags": "+bitexact"}
+    context.options = {**H264, "crf": str(crf)}
     ticks: list[int] = []
     for pts, decoded in timed:
         frame = _upright(decoded, stream.width, stream.height)

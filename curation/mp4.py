@@ -21,6 +21,13 @@ from schemas.storage import atomic_path
 if TYPE_CHECKING:
     from av.container.core import Chapter
 
+H264 = {"preset": "medium", "flags": "+bitexact", "mbtree": "0"}
+"""Options of libx264 with which equal pictures give equal bytes.
+
+Its macroblock tree (on by default) makes the bytes depend on what the heap held before, at any size
+of picture, with one thread too: x264 core 165, seen with glibc's MALLOC_PERTURB_.
+"""
+
 MAX_TITLE_BYTES = 255
 """Longest name of a chapter: what its oldest form in mp4 (Nero's) can hold."""
 
@@ -34,7 +41,7 @@ def write_mp4(
     """Write frames as H.264 (yuv420p, constant frame rate, index in front), atomically.
 
     The same frames, rate and metadata give the same bytes on every machine with the same libraries:
-    one encoder thread, no time stamps and no encoder name in the file.
+    one encoder thread, no time stamps and no encoder name in the file (:data:`H264`).
 
     Args:
         path: Target, ending in ``.mp4``.
@@ -153,7 +160,7 @@ class Mp4Writer:
         stream.time_base = 1 / self._rate
         context = stream.codec_context
         context.thread_count = 1
-        context.options = {"preset": "medium", "crf": "18", "flags": "+bitexact"}
+        context.options = {**H264, "crf": "18"}
         # RGB is turned into BT.601 (the converter's default); say so, or players guess by picture
         # size.
         context.colorspace = Colorspace.ITU601.value

@@ -90,9 +90,12 @@ def fingerprint(*values: Any) -> str:
 
 
 def fingerprint_folder(folder: Path, pattern: str = "**/*") -> str:
-    """Fingerprint of the names and bytes of a folder's files, first 32 hex digits."""
+    """Fingerprint of the names and bytes of a folder's files, first 32 hex digits.
+
+    Markdown does not count: a model stays the same model when its card is edited.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.glob(pattern) if p.is_file()):
+    for path in sorted(p for p in folder.glob(pattern) if p.is_file() and p.suffix != ".md"):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         digest.update(fingerprint_file(path).encode())
     return digest.hexdigest()[:32]

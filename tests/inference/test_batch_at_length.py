@@ -144,7 +144,7 @@ def test_killed_again_and_again_the_table_is_that_of_an_uninterrupted_run(start,
     first = kill(process, killed)
     process = start("killed", actors=2)
     wait_for(len(first) + good // 8, killed, process)
-    victim, _ = actors_of(process)
+    victim = actors_of(process)[0]
     victim.send_signal(signal.SIGKILL)
     wait_until(lambda: "actor_died" in (killed / "log.txt").read_text(), killed, process)
     wait_for(len(first) + good // 4, killed, process)
@@ -206,7 +206,11 @@ def test_a_row_that_kills_its_actors_fails_and_the_others_are_made(
 ):
     """The killer is real: a process that kills whatever actor makes that row's video."""
     prompts = [Prompt(f"p{i}", ["One."], seed=i) for i in range(6)]
-    config: TriptychConfig = config_for(prompts, steps=1, guidance=1.0, actors=2, retries=0)
+    # long, with its frames as images: there to be seen for hundreds of milliseconds
+    prompts[2] = Prompt("p2", ["One.", "Two."], seed=2, frames=[97, 97])
+    config: TriptychConfig = config_for(
+        prompts, steps=1, guidance=1.0, actors=2, retries=0, save_frames=True
+    )
     plan = plan_batch(config, tiny_base, workspace)
     target = plan.jobs[2].files.video
     watcher = subprocess.Popen([sys.executable, "-c", KILLER, str(target), str(os.getpid())])

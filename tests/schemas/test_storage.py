@@ -48,7 +48,10 @@ def test_fingerprints_follow_content(tmp_path):
     assert fingerprint_file(tmp_path / "a") == fingerprint_file(tmp_path / "b")
     before = fingerprint_folder(tmp_path)
     (tmp_path / "b").rename(tmp_path / "c")
-    assert fingerprint_folder(tmp_path) != before
+    renamed = fingerprint_folder(tmp_path)
+    assert renamed != before
+    (tmp_path / "CARD.md").write_text("# What this is")
+    assert fingerprint_folder(tmp_path) == renamed
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1})
 
 
