@@ -123,6 +123,7 @@ class Place:
                         "prompts": str(self.prompts),
                         "steps": budget.denoising_steps,
                         "guidance": budget.guidance,
+                        "scene_guidance": False,  # which the paper does not know
                         "actors": 1,
                     }
                 ),

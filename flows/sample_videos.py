@@ -103,6 +103,7 @@ class SampleVideos:
             guidance_scale=sampling.guidance,
             use_dynamic_cfg=sampling.dynamic_guidance,
             guidance_rescale=sampling.guidance_rescale,
+            scene_guidance=sampling.scene_guidance,
             seed=number,
         )
         assert output.frames is not None, "frames were asked for"

@@ -134,6 +134,7 @@ class _Window:
             guidance_scale=sampling.guidance,
             use_dynamic_cfg=sampling.dynamic_guidance,
             guidance_rescale=sampling.guidance_rescale,
+            scene_guidance=sampling.scene_guidance,
             seed=[story.seeds[part] for story in self.stories],
             conditions=conditions,
             condition_noise=sampling.condition_noise,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -274,6 +274,7 @@ class Mask2DiTPipeline(DiffusionPipeline):
         guidance_scale: float = 6.0,
         use_dynamic_cfg: bool = False,
         guidance_rescale: float = 0.0,
+        scene_guidance: bool = False,
         seed: Seeds = 0,
         conditions: Mapping[int, Tensor] | None = None,
         condition_noise: bool = False,
@@ -298,6 +299,8 @@ class Mask2DiTPipeline(DiffusionPipeline):
             guidance_scale: Classifier-free guidance; 1 or less leaves out the second pass.
             use_dynamic_cfg: CogVideoX's dynamic guidance (:func:`dynamic_guidance`).
             guidance_rescale: Share rescaled as in arXiv 2305.08891 (:func:`guide`), scene by scene.
+            scene_guidance: Let guidance lead away from the scene as it would be by itself: its
+                negative pass (the transformer's own) computes every generated scene apart.
             seed: One seed, one per story, or a list per story with one per scene. The noise of a
                 scene depends on its seed and its index in the story, and on nothing else.
             conditions: Clean latents (B, F, C, H, W) of scenes that are given, by index in
@@ -338,7 +341,9 @@ class Mask2DiTPipeline(DiffusionPipeline):
         device = self._execution_device
         self._guidance_scale = guidance_scale
         self._interrupt = False
-        start_step_cache(self.transformer, guided=self.do_classifier_free_guidance)
+        guided = self.do_classifier_free_guidance
+        scene_guided = scene_guidance and guided
+        start_step_cache(self.transformer, guided=guided, scene_guided=scene_guided)
         prompt_embeds = self._embeds("prompt_embeds", prompt_embeds, stories)
         if self.do_classifier_free_guidance:
             negative_prompt_embeds = self._embeds(
@@ -364,12 +369,13 @@ class Mask2DiTPipeline(DiffusionPipeline):
                 if use_dynamic_cfg:
                     scale = dynamic_guidance(scale, int(t), num_inference_steps)
                 negative = negative_prompt_embeds if self.do_classifier_free_guidance else None
-                velocity = self._predict(denoiser, scenes, prompt_embeds, negative, t)
+                beside = None if scene_guided else negative
+                velocity = self._predict(denoiser, scenes, prompt_embeds, beside, t)
                 if negative is not None:
-                    velocity = [
-                        guide(away, towards, scale, guidance_rescale)
-                        for away, towards in (v.chunk(2) for v in velocity)
-                    ]
+                    pairs = [v.chunk(2) for v in velocity]
+                    if scene_guided:
+                        pairs = zip(self._predict_apart(scenes, negative, t), velocity, strict=True)
+                    velocity = [guide(*pair, scale, guidance_rescale) for pair in pairs]
                 scenes.step(velocity, t, steps[i - 1] if i else None)
                 if on_step_end is not None:
                     tensors: dict[str, Any] = {
@@ -445,6 +451,29 @@ class Mask2DiTPipeline(DiffusionPipeline):
             velocity = (denoiser or self.transformer)(**arguments)
         assert velocity.shape == joined.shape, "a denoiser predicts every frame of every pass"
         return scenes.split(velocity.float())
+
+    def _predict_apart(self, scenes: NoisyScenes, text: Tensor, t: Tensor) -> list[Tensor]:
+        """The v prediction of every generated scene as if it were alone, at its place in time.
+
+        Returns:
+            S tensors (B, F, C, H, W), float32; zeros for scenes that are given.
+        """
+        model, new = self.transformer, scenes.new
+        whole = model.timeline(scenes.lengths)
+        places = torch.tensor(whole.positions).split(model.patched_frames(scenes.lengths))
+        positions = tuple(int(place) for i in new for place in places[i])
+        lengths = [scenes.lengths[i] for i in new]
+        joined = torch.cat([scenes.latents[i] for i in new], 1).to(model.dtype)
+        velocity = model(
+            joined,
+            text[:, new],
+            t.expand(len(joined)),
+            lengths,
+            timeline=replace(whole, positions=positions),
+            mask="v1",
+        )
+        alone = dict(zip(new, velocity.float().split(lengths, 1), strict=True))
+        return [alone.get(i, torch.zeros_like(x)) for i, x in enumerate(scenes.latents)]
 
     def _check_finite(self, latents: Sequence[Tensor], steps: int) -> None:
         bad = [i for i, scene in enumerate(latents) if not bool(torch.isfinite(scene).all())]

@@ -188,6 +188,8 @@ def _key(story: Story, config: TriptychConfig, sha256: str) -> dict[str, Any]:
         del sampling["context_scenes"]
     if not extended and not any(story.given):
         del sampling["condition_noise"]
+    if sampling["guidance"] <= 1 or len(story.prompts) == 1 or not sampling["scene_guidance"]:
+        del sampling["scene_guidance"]
     return {
         "prompt_id": story.prompt_id,
         "prompts": story.prompts,

@@ -32,6 +32,8 @@ class NoisyScenes:
         device: Where to compute.
 
     Attributes:
+        lengths: F of each scene.
+        new: Indexes of the scenes that are not given.
         latents: S tensors (B, F, C, H, W), float32, as the transformer sees them.
         generated: (B, S) bool, False for given scenes; None where none is given.
     """
@@ -55,11 +57,11 @@ class NoisyScenes:
             return torch.stack(drawn).to(device)
 
         self._scheduler = scheduler
-        self._lengths = [shape[0] for shape in shapes]
+        self.lengths = [shape[0] for shape in shapes]
         self._given = {i: clean.to(device, torch.float32) for i, clean in given.items()}
-        self._new = [i for i in range(len(shapes)) if i not in given]
-        self._noise = {i: generators(i, "sampler") for i in self._new}
-        self._clean: dict[int, Tensor | None] = dict.fromkeys(self._new)
+        self.new = [i for i in range(len(shapes)) if i not in given]
+        self._noise = {i: generators(i, "sampler") for i in self.new}
+        self._clean: dict[int, Tensor | None] = dict.fromkeys(self.new)
         shown = dict(self._given)
         if condition_noise:
             level = cast("Any", torch.zeros(len(seeds), dtype=torch.int64))
@@ -69,7 +71,7 @@ class NoisyScenes:
         self.generated: Tensor | None = None
         if given:
             self.generated = torch.zeros(len(seeds), len(shapes), dtype=torch.bool, device=device)
-            self.generated[:, self._new] = True
+            self.generated[:, self.new] = True
 
     @property
     def joined(self) -> Tensor:
@@ -82,11 +84,11 @@ class NoisyScenes:
 
     def split(self, joined: Tensor) -> list[Tensor]:
         """(B, frames of all scenes, ...) into S tensors."""
-        return list(joined.split(self._lengths, 1))
+        return list(joined.split(self.lengths, 1))
 
     def step(self, velocity: Sequence[Tensor], t: Tensor, before: Tensor | None) -> None:
         """Denoise the scenes that are not given by one step (:func:`denoise_step`)."""
-        for i in self._new:
+        for i in self.new:
             self.latents[i], self._clean[i] = denoise_step(
                 self._scheduler,
                 velocity[i],

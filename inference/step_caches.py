@@ -88,14 +88,23 @@ def enable_step_cache(transformer: Mask2DiTTransformer3DModel, cache: CacheConfi
     transformer.enable_cache(cache)
 
 
-def start_step_cache(transformer: Mask2DiTTransformer3DModel, *, guided: bool) -> None:
+def start_step_cache(
+    transformer: Mask2DiTTransformer3DModel, *, guided: bool, scene_guided: bool = False
+) -> None:
     """Begin a call: forget the steps of the one before, which may have failed half-way.
 
     Raises:
         GenerationError: FasterCache without guidance: it leaves out the negative prompts' half of
-            the batch, and would take half of the stories for it.
+            the batch, and would take half of the stories for it. Any cache with scene guidance: it
+            would take the second pass of a step for the next step.
     """
     model = cast("Any", transformer)
+    if model.is_cache_enabled and scene_guided:
+        raise GenerationError(
+            "step caches know one pass a step, scene guidance makes two",
+            expected="one of the two",
+            do="set generation.step_cache=none, or generation.scene_guidance=false",
+        )
     if isinstance(model._cache_config, FasterCacheConfig) and not guided:
         raise GenerationError(
             "FasterCache needs guidance",

@@ -178,6 +178,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         generated: Tensor | None = None,
         timeline: Timeline | None = None,
         mixes: Sequence[Mix] | None = None,
+        mask: str | None = None,
     ) -> Tensor:
         """Predict v for every latent frame.
 
@@ -194,6 +195,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
             timeline: Where these scenes are in time if they are part of a longer sequence
                 (:mod:`training.scene_cache`); None lays them out from 0.
             mixes: What attends in each block, if not :func:`training.attention.attend`.
+            mask: Attention mask in place of the model's own.
 
         Returns:
             (B, F, C, H, W). Frames of condition scenes carry no meaning and no loss.
@@ -209,7 +211,7 @@ class Mask2DiTTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         grid = (height // patch, width // patch)
         scene_steps = self.patched_frames(scene_frames)
         plan = Plan(
-            mask=self.config.mask,
+            mask=mask or self.config.mask,
             text_lengths=(text_tokens,) * scenes,
             video_lengths=tuple(steps * grid[0] * grid[1] for steps in scene_steps),
             backend=self.config.attention_backend,

@@ -36,6 +36,12 @@ class SamplingConfig(StageConfig):
         ge=0,
         le=1,
     )
+    scene_guidance: bool = Field(
+        default=False,
+        description="Let guidance lead a scene to its text and to the other scenes: its negative "
+        "pass computes each scene apart, as with mask v1. Scenes have more in common, at no more "
+        "time. For models that saw lone scenes too. Not with step_cache. Paper: off.",
+    )
     context_scenes: int = Field(
         default=2,
         description="Last scenes given as clean conditions when a story is extended, 1 to 15. "

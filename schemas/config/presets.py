@@ -118,7 +118,12 @@ def toonworld(folder: str = "toonworld") -> TriptychConfig:
             zero_stage=0,  # one rank has nothing to share
         ),
         generation=GenerationConfig(
-            prompts="assets/tiny/stories.jsonl", steps=20, guidance=3.0, micro_batch=8, fps=4
+            prompts="assets/tiny/stories.jsonl",
+            steps=20,
+            guidance=3.0,
+            scene_guidance=True,
+            micro_batch=8,
+            fps=4,
         ),
         evaluation=EvaluationConfig(model="viclip", weights=viclip, long_text="chunk"),
     )

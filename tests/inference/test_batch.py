@@ -170,6 +170,7 @@ def test_what_decides_the_pixels_is_the_id_and_nothing_else(
         *(of(**{k: v}) for k, v in {"steps": 3, "guidance": 2.0, "fps": 9}.items()),
         of(scheduler="dpm"),
         of(quantize="int8"),
+        of(scene_guidance=True),
         of(replace(one, seed=2)),
         of(replace(one, seeds=[1, 1, 2])),
         of(replace(one, frames=[5, 5, 9])),
@@ -190,6 +191,7 @@ def test_what_decides_the_pixels_is_the_id_and_nothing_else(
         of(replace(one, frames=[5, 5, 5])),
     ]
     assert set.union(*same) == of()
+    assert of(guidance=1.0, scene_guidance=True) == of(guidance=1.0)
     four = PROMPTS[1]
     assert len(of(four) | of(four, context_scenes=1) | of(four, condition_noise=True)) == 3
 

@@ -11,6 +11,7 @@ from schemas.errors import CheckpointError, ConfigError, GenerationError
 from training.latents import encode_frames
 from training.noise import scene_generator
 from training.transformer import Mask2DiTTransformer3DModel
+from training.weights import load_transformer
 
 STORY = ["Actor1 walks.", "Actor2 arrives.", "Both eat."]
 OTHER = ["A red ball.", "A blue ball.", "Two balls."]
@@ -197,6 +198,31 @@ def test_encoded_texts_are_used_in_place_of_texts(pipeline):
         bare([STORY, OTHER], prompt_embeds=embeds, **LATENT)
     with pytest.raises(GenerationError, match="prompt_embeds do not fit"):
         bare(STORY, **given, **LATENT)
+
+
+@pytest.mark.parametrize("given", [{}, {1: noise(1, 0)[None]}], ids=["none given", "one given"])
+def test_scene_guidance_leads_away_from_scenes_that_see_no_other(tiny_base, pipeline, given):
+    """By hand: the negative pass is that of a model with mask v1, over all scenes at once."""
+    alone = load_transformer(tiny_base, mask="v1")
+    scenes = {**LATENT, "frames": [5, 5, 9], "conditions": given, "guidance_scale": 3.0}
+    negative = pipeline.encode_text([""] * 3)[None]
+
+    def by_hand(encoder_hidden_states, **rest):
+        away = alone(encoder_hidden_states=negative, **rest)
+        towards = pipeline.transformer(encoder_hidden_states=encoder_hidden_states, **rest)
+        return away + 3 * (towards - away)
+
+    expected = pipeline(STORY, **{**scenes, "guidance_scale": 1.0}, denoiser=by_hand).latents
+    found = pipeline(STORY, scene_guidance=True, **scenes).latents
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    plain = pipeline(STORY, **scenes).latents
+    assert not torch.allclose(found[0], plain[0], atol=1e-2)
+
+
+def test_scene_guidance_without_guidance_is_nothing(pipeline):
+    settings = {**LATENT, "guidance_scale": 1.0}
+    found = pipeline(STORY, scene_guidance=True, **settings).latents
+    torch.testing.assert_close(found, pipeline(STORY, **settings).latents, atol=0, rtol=0)
 
 
 def test_loading_without_the_text_encoder(tiny_base, pipeline):

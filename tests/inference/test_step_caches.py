@@ -103,6 +103,13 @@ def test_batches_of_two_with_given_scenes(own, name):
     assert torch.isfinite(made).all()
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_scene_guidance_and_step_caches_are_one_or_the_other(own, name):
+    enable_step_cache(own.transformer, step_cache(name, own))
+    with pytest.raises(GenerationError, match="scene guidance makes two"):
+        own(STORY, scene_guidance=True, **SETTINGS)
+
+
 def test_faster_cache_needs_the_negative_pass(own):
     enable_step_cache(own.transformer, step_cache("faster", own))
     with pytest.raises(GenerationError, match="needs guidance"):
