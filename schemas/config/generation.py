@@ -38,9 +38,10 @@ class SamplingConfig(StageConfig):
     )
     scene_guidance: bool = Field(
         default=False,
-        description="Let guidance lead a scene to its text and to the other scenes: its negative "
-        "pass computes each scene apart, as with mask v1. Scenes have more in common, at no more "
-        "time. For models that saw lone scenes too. Not with step_cache. Paper: off.",
+        description="Let guidance lead a scene to the other scenes as well as to its text: its "
+        "negative pass computes each scene apart, as with mask v1. Scenes have more in common, "
+        "without a further pass. For models that saw lone scenes too; not with step_cache. "
+        "Paper: off.",
     )
     context_scenes: int = Field(
         default=2,
