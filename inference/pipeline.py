@@ -345,7 +345,7 @@ class Mask2DiTPipeline(DiffusionPipeline):
         scene_guided = scene_guidance and guided
         start_step_cache(self.transformer, guided=guided, scene_guided=scene_guided)
         prompt_embeds = self._embeds("prompt_embeds", prompt_embeds, stories)
-        if self.do_classifier_free_guidance:
+        if guided:
             negative_prompt_embeds = self._embeds(
                 "negative_prompt_embeds", negative_prompt_embeds, negatives
             )
@@ -371,11 +371,14 @@ class Mask2DiTPipeline(DiffusionPipeline):
                 negative = negative_prompt_embeds if self.do_classifier_free_guidance else None
                 beside = None if scene_guided else negative
                 velocity = self._predict(denoiser, scenes, prompt_embeds, beside, t)
+                if scene_guided and negative is not None:
+                    apart = self._predict_apart(scenes, negative, t)
+                    velocity = [torch.cat(pair) for pair in zip(apart, velocity, strict=True)]
                 if negative is not None:
-                    pairs = [v.chunk(2) for v in velocity]
-                    if scene_guided:
-                        pairs = zip(self._predict_apart(scenes, negative, t), velocity, strict=True)
-                    velocity = [guide(*pair, scale, guidance_rescale) for pair in pairs]
+                    velocity = [
+                        guide(away, towards, scale, guidance_rescale)
+                        for away, towards in (v.chunk(2) for v in velocity)
+                    ]
                 scenes.step(velocity, t, steps[i - 1] if i else None)
                 if on_step_end is not None:
                     tensors: dict[str, Any] = {
