@@ -48,8 +48,8 @@ def reproduce(
     pipeline, as do training, generation and scoring. Figures come with 95 %
     intervals over stories and seeds.
 
-    On two cores --quick takes less than half an hour and everything, as estimated
-    from that, two hours. Stop it at any time: what is finished is kept, the same
+    On two cores --quick takes less than half an hour and everything an hour and
+    three quarters. Stop it at any time: what is finished is kept, the same
     command goes on, and what --quick has done counts for the whole. To stop by
     itself:
 
