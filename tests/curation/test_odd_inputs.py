@@ -150,11 +150,18 @@ def cut_matroska(folder: Path) -> Path:
 
 
 def broken_middle(folder: Path) -> Path:
-    def change(data: bytearray) -> None:
-        middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
-        data[middle : middle + 400] = np.random.default_rng(1).bytes(400)
+    """The end of a packet in the middle is noise; where it begins and how long it is stays so."""
+    path = plain(folder / "broken_middle.mp4")
+    with av.open(str(path)) as container:
+        packets = [(p.size, p.pos) for p in container.demux(video=0) if p.size]
+    size, start = max(packets[len(packets) // 3 :])
 
-    return patched(plain(folder / "broken_middle.mp4"), change)
+    def change(data: bytearray) -> None:
+        assert start is not None
+        end = start + size
+        data[end - size // 2 : end] = np.random.default_rng(1).bytes(size // 2)
+
+    return patched(path, change)
 
 
 def claims_8k(folder: Path) -> Path:
