@@ -300,7 +300,8 @@ class Mask2DiTPipeline(DiffusionPipeline):
             use_dynamic_cfg: CogVideoX's dynamic guidance (:func:`dynamic_guidance`).
             guidance_rescale: Share rescaled as in arXiv 2305.08891 (:func:`guide`), scene by scene.
             scene_guidance: Let guidance lead away from the scene as it would be by itself: its
-                negative pass (the transformer's own) computes every generated scene apart.
+                negative pass (the transformer's own) computes every generated scene apart. Nothing
+                changes where there is one scene.
             seed: One seed, one per story, or a list per story with one per scene. The noise of a
                 scene depends on its seed and its index in the story, and on nothing else.
             conditions: Clean latents (B, F, C, H, W) of scenes that are given, by index in
@@ -342,7 +343,7 @@ class Mask2DiTPipeline(DiffusionPipeline):
         self._guidance_scale = guidance_scale
         self._interrupt = False
         guided = self.do_classifier_free_guidance
-        scene_guided = scene_guidance and guided
+        scene_guided = scene_guidance and guided and num_scenes > 1
         start_step_cache(self.transformer, guided=guided, scene_guided=scene_guided)
         prompt_embeds = self._embeds("prompt_embeds", prompt_embeds, stories)
         if guided:

@@ -219,10 +219,12 @@ def test_scene_guidance_leads_away_from_scenes_that_see_no_other(tiny_base, pipe
     assert not torch.allclose(found[0], plain[0], atol=1e-2)
 
 
-def test_scene_guidance_without_guidance_is_nothing(pipeline):
-    settings = {**LATENT, "guidance_scale": 1.0}
-    found = pipeline(STORY, scene_guidance=True, **settings).latents
-    torch.testing.assert_close(found, pipeline(STORY, **settings).latents, atol=0, rtol=0)
+@pytest.mark.parametrize(("scenes", "guidance"), [(3, 1.0), (1, 6.0)])
+def test_scene_guidance_without_guidance_or_other_scenes_is_nothing(pipeline, scenes, guidance):
+    settings = {**LATENT, "guidance_scale": guidance}
+    found = pipeline(STORY[:scenes], scene_guidance=True, **settings).latents
+    plain = pipeline(STORY[:scenes], **settings).latents
+    torch.testing.assert_close(found, plain, atol=0, rtol=0)
 
 
 def test_loading_without_the_text_encoder(tiny_base, pipeline):
